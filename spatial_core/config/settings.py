@@ -1,0 +1,254 @@
+"""One settings tree from TOML, environment and overrides.
+
+Precedence, later wins: defaults, the TOML file, environment variables `SPATIAL_<SECTION>__<KEY>` (for example
+`SPATIAL_TRAINING__NUM_EPOCHS=5`), overrides `section.key=value`. A key that does not exist is refused, with the nearest
+one that does.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from spatial_core.config import sections as s
+from spatial_core.errors import ConfigError
+from spatial_core.storage.digests import digest_json
+
+ENV_PREFIX = "SPATIAL_"
+_HEAD_KEYS = frozenset(s.TrainingModelSection.model_fields)
+# What changes where or how fast a result is computed, or how it is watched, is not part of its identity.
+_NOT_IDENTITY = frozenset({"paths", "infrastructure", "logging", "compute", "watch"})
+_LAKE = {
+    "raw_dir": "raw",
+    "intermediates_dir": "intermediates",
+    "fingerprints_dir": "fingerprints",
+    "embeddings_dir": "embeddings",
+    "merged_dir": "merged",
+    "difficulty_metadata_path": "difficulty/difficulty_metadata.parquet",
+    "checkpoint_dir": "checkpoints",
+    "report_dir": "report",
+    "model_dir": "model",
+    "drops_dir": "drops",
+    "final_embeddings_dir": "final_embeddings",
+    "building_embeddings_dir": "building_embeddings",
+}
+
+
+class ResolvedPaths(BaseModel):
+    """Every location as an absolute path."""
+
+    model_config = ConfigDict(frozen=True)
+
+    data_dir: Path
+    log_dir: Path
+    raw_dir: Path
+    intermediates_dir: Path
+    fingerprints_dir: Path
+    embeddings_dir: Path
+    merged_dir: Path
+    difficulty_metadata_path: Path
+    checkpoint_dir: Path
+    report_dir: Path
+    model_dir: Path
+    drops_dir: Path
+    final_embeddings_dir: Path
+    building_embeddings_dir: Path
+
+
+class Settings(BaseModel):
+    """The whole tree. `Settings()` holds the defaults; `load_settings` reads files and environment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    global_: s.GlobalSection = Field(default_factory=s.GlobalSection, alias="global")
+    paths: s.PathsSection = Field(default_factory=s.PathsSection)
+    process_tar: s.ProcessTarSection = Field(default_factory=s.ProcessTarSection)
+    fingerprints: s.FingerprintsSection = Field(default_factory=s.FingerprintsSection)
+    embedding_model: s.EmbeddingModelSection = Field(default_factory=s.EmbeddingModelSection)
+    training_model: s.TrainingModelSection = Field(default_factory=s.TrainingModelSection)
+    training: s.TrainingSection = Field(default_factory=s.TrainingSection)
+    data: s.DataSection = Field(default_factory=s.DataSection)
+    infrastructure: s.InfrastructureSection = Field(default_factory=s.InfrastructureSection)
+    evaluation: s.EvaluationSection = Field(default_factory=s.EvaluationSection)
+    publishing: s.PublishingSection = Field(default_factory=s.PublishingSection)
+    inference: s.InferenceSection = Field(default_factory=s.InferenceSection)
+    logging: s.LoggingSection = Field(default_factory=s.LoggingSection)
+    compute: s.ComputeSection = Field(default_factory=s.ComputeSection)
+    watch: s.WatchSection = Field(default_factory=s.WatchSection)
+    demo: s.DemoSection = Field(default_factory=s.DemoSection)
+    base_dir: Path = Field(default_factory=Path.cwd, exclude=True, description="what relative paths are relative to")
+
+    @property
+    def seed(self) -> int:
+        """Seed of every stage but training, which may have its own."""
+        return self.global_.seed
+
+    @property
+    def locations(self) -> ResolvedPaths:
+        """All paths, absolute, unset ones derived from `paths.data_dir`."""
+        data_dir = self._absolute(self.paths.data_dir)
+        resolved = {
+            name: self._absolute(given) if (given := getattr(self.paths, name)) is not None else data_dir / default
+            for name, default in _LAKE.items()
+        }
+        log_dir = data_dir / "logs" if self.global_.log_dir is None else self._absolute(self.global_.log_dir)
+        return ResolvedPaths(data_dir=data_dir, log_dir=log_dir, **resolved)
+
+    @property
+    def head(self) -> s.TrainingModelSection:
+        """The projection head: [training_model]; head keys set in [training] win, as in the earlier pipeline."""
+        given = {name: getattr(self.training, name) for name in _HEAD_KEYS & self.training.model_fields_set}
+        return self.training_model.model_copy(update=given)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of every setting that can change a result; recorded in every artifact."""
+        tree = self.model_dump(mode="json", by_alias=True)
+        return digest_json({name: value for name, value in tree.items() if name not in _NOT_IDENTITY})
+
+    def pick(self, *dotted: str) -> dict[str, Any]:
+        """The named settings (`section.key`, or `section` for all of it) as JSON: a stage's share of the tree."""
+        tree = self.model_dump(mode="json", by_alias=True)
+        picked: dict[str, Any] = {}
+        for name in dotted:
+            section, _, key = name.partition(".")
+            picked[name] = tree[section][key] if key else tree[section]
+        return picked
+
+    def notices(self) -> list[str]:
+        """Keys of the earlier pipeline that are mapped to something else or have no effect here."""
+        given = self.logging.model_fields_set
+        texts = {
+            "wandb_enabled": "logging.wandb_enabled switches MLflow tracking here",
+            "wandb_project": "logging.wandb_project names the MLflow experiment here",
+            "wandb_run_name": "logging.wandb_run_name names the MLflow run here",
+            "wandb_mode": "logging.wandb_mode is not used: MLflow writes to its tracking URI",
+        }
+        notes = [text for key, text in texts.items() if key in given]
+        merged_dir = self.locations.merged_dir
+        for split in ("train", "val"):
+            path = getattr(self.paths, f"{split}_parquet_path")
+            if path is not None and self._absolute(path) != merged_dir / f"{split}.parquet":
+                notes.append(f"paths.{split}_parquet_path is not used: splits are read from {merged_dir}")
+        return notes
+
+    def to_json(self) -> str:
+        """The tree as JSON for another process; `from_json` restores it with the same base folder."""
+        tree = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        return json.dumps({"base_dir": str(self.base_dir), "tree": tree}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """Inverse of `to_json`."""
+        record = json.loads(text)
+        return cls(**record["tree"], base_dir=Path(record["base_dir"]))
+
+    def _absolute(self, path: Path) -> Path:
+        path = path.expanduser()
+        return path if path.is_absolute() else (self.base_dir / path).resolve()
+
+
+def load_settings(
+    path: Path | None = None,
+    overrides: Iterable[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read settings.
+
+    Args:
+        path: a TOML file; None means `config.toml` in the working folder if there is one, else defaults.
+        overrides: `section.key=value` texts; the value is read as TOML, or as plain text when it is not TOML.
+        environ: environment; default `os.environ`.
+
+    Raises:
+        ConfigError: one line naming the file, key and cause.
+    """
+    if path is None and Path("config.toml").is_file():
+        path = Path("config.toml")
+    tree: dict[str, Any] = {}
+    base_dir = Path.cwd()
+    origin = "settings"
+    if path is not None:
+        tree = _read_toml(path)
+        base_dir = path.resolve().parent
+        origin = str(path)
+    for section, key, value in _from_environment(os.environ if environ is None else environ):
+        tree.setdefault(section, {})[key] = value
+    for override in overrides:
+        section, key, value = _parse_override(override)
+        tree.setdefault(section, {})[key] = value
+    try:
+        return Settings(**tree, base_dir=base_dir)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: {_explain(error)}") from error
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if path.suffix != ".toml":
+        raise ConfigError(f"{path}: settings are read from a .toml file")
+    try:
+        with path.open("rb") as handle:
+            return tomllib.load(handle)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML ({error})") from error
+
+
+def _section_names() -> dict[str, type[s.Section]]:
+    names: dict[str, type[s.Section]] = {}
+    for name, field in Settings.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, s.Section):
+            names[field.alias or name] = field.annotation
+    return names
+
+
+def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, str, Any]]:
+    found = []
+    for name, text in sorted(environ.items()):
+        if name.startswith(ENV_PREFIX) and "__" in name:
+            section, _, key = name[len(ENV_PREFIX) :].lower().partition("__")
+            found.append((section, key, _parse_value(text)))
+    return found
+
+
+def _parse_override(text: str) -> tuple[str, str, Any]:
+    name, equals, value = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not (equals and dot and section and key):
+        raise ConfigError(f"--set {text}: expected section.key=value")
+    return section, key, _parse_value(value.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(error: ValidationError) -> str:
+    known = _section_names()
+    causes = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        if fault["type"] == "extra_forbidden":
+            section = str(fault["loc"][0])
+            inside = len(fault["loc"]) > 1
+            candidates = list(known[section].model_fields) if inside else list(known)
+            wrong = str(fault["loc"][-1])
+            elsewhere = [f"{name}.{wrong}" for name, model in known.items() if wrong in model.model_fields]
+            near = difflib.get_close_matches(wrong, candidates, n=1, cutoff=0.0)
+            hint = elsewhere[0] if elsewhere else ".".join([section, near[0]] if inside else [near[0]])
+            causes.append(f"unknown {'key' if inside else 'section'} {where}; did you mean {hint}?")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            causes.append(f"{where}: {message} (got {fault['input']!r})" if where else message)
+    return "; ".join(causes)

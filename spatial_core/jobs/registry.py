@@ -1,0 +1,106 @@
+"""Every stage by name: one table that the command line, Dagster, a subprocess and a cluster job all call through.
+
+A stage is a function `stage(**paths, settings=Settings, progress=Progress) -> Report`. It is named here as
+`module:function` and imported only when it runs, so that listing stages costs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from spatial_core.config.settings import Settings
+from spatial_core.errors import ConfigError
+from spatial_core.report import Progress, Report, silent
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Where a stage lives and what it takes.
+
+    Args:
+        target: `module:function`.
+        code_version: the algorithm's version, shown by Dagster; equals the module's CODE_VERSION.
+        required: names of path arguments that must be given.
+        optional: names of path arguments that may be given.
+    """
+
+    target: str
+    code_version: str
+    required: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+
+STAGES: dict[str, Stage] = {
+    "ingest": Stage("spatial_core.street_view.ingest:ingest_tar", "1", ("tar", "output_dir")),
+    "fingerprint": Stage(
+        "spatial_core.street_view.fingerprints:fingerprint_tar", "1", ("tar", "intermediates", "output_dir")
+    ),
+    "embed": Stage("spatial_core.street_view.embeddings:embed_tar", "1", ("tar", "intermediates", "output_dir")),
+    "merge": Stage("spatial_core.street_view.splits:merge_splits", "1", ("embeddings_dir", "output_dir")),
+    "difficulty": Stage(
+        "spatial_core.street_view.difficulty:compute_difficulty", "1", ("fingerprints_dir", "output_file")
+    ),
+    "train": Stage(
+        "spatial_core.metric_learning.training:train_projector", "1", ("merged_dir", "difficulty", "output_dir")
+    ),
+    "evaluate": Stage(
+        "spatial_core.evaluation.report:evaluate_projector",
+        "1",
+        ("merged_dir", "checkpoint", "output_dir"),
+        ("difficulty", "intermediates_dir", "raw_dir"),
+    ),
+    "publish": Stage(
+        "spatial_core.publishing.model_folder:publish_model", "1", ("checkpoint", "output_dir"), ("report_dir",)
+    ),
+    "embed-new": Stage("spatial_core.inference.embed_new:embed_parquet", "1", ("input", "output_dir"), ("model",)),
+    "pool-buildings": Stage("spatial_core.inference.pooling:pool_buildings", "1", ("embeddings_dir", "output_file")),
+    "demo-data": Stage("spatial_core.demo.city:write_city", "1", ("output_dir",)),
+}
+
+
+@dataclass(frozen=True)
+class StageCall:
+    """A request for one stage: its name, its arguments as text, and the settings. Serialisable."""
+
+    stage: str
+    arguments: Mapping[str, str]
+    settings: Settings
+
+    def to_json(self) -> str:
+        record = {"stage": self.stage, "arguments": dict(self.arguments), "settings": self.settings.to_json()}
+        return json.dumps(record, indent=2, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> StageCall:
+        record = json.loads(text)
+        return cls(record["stage"], record["arguments"], Settings.from_json(record["settings"]))
+
+
+def run_stage(call: StageCall, progress: Progress = silent) -> Report:
+    """Run a stage in this process.
+
+    Raises:
+        ConfigError: if the stage does not exist or its arguments do not fit.
+        SpatialError: whatever the stage raises on purpose.
+    """
+    stage = STAGES.get(call.stage)
+    if stage is None:
+        raise ConfigError(f"no stage named {call.stage!r}; there are {', '.join(STAGES)}")
+    missing = [name for name in stage.required if name not in call.arguments]
+    unknown = [name for name in call.arguments if name not in {*stage.required, *stage.optional}]
+    if missing or unknown:
+        raise ConfigError(f"stage {call.stage}: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+    module_name, _, function_name = stage.target.partition(":")
+    module = importlib.import_module(module_name)
+    function: Any = getattr(module, function_name)
+    # A model may be a hub id, which as a Path would still be the same text on POSIX; every other argument is a path.
+    arguments: dict[str, Any] = {
+        name: value if name == "model" else Path(value) for name, value in call.arguments.items()
+    }
+    report: Report = function(**arguments, settings=call.settings, progress=progress)
+    return report

@@ -1,0 +1,110 @@
+"""Writing so that a reader, or a rerun after `kill -9`, never sees half an artifact.
+
+Everything is written under a temporary name beside its destination and renamed once complete and flushed. The names
+start with a dot, so globs, DuckDB and pyarrow datasets pass over them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from spatial_core.errors import ArtifactBusy
+
+_MARK = ".partial"
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{_MARK}")
+
+
+def _sync_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yield a temporary path; on success it is flushed and replaces `path`, on any error it is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        _sync_file(temporary)
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder; on success it takes the place of `path`, the old content being removed afterwards.
+
+    POSIX cannot swap two full folders in one step without `renameat2`, so between two renames `path` is absent for an
+    instant; a process killed there leaves the previous folder under a dotted name and the stage is simply rerun.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync_file(file)
+        retired = _temporary(path)
+        if path.exists():
+            path.replace(retired)
+        temporary.replace(path)
+        _sync_directory(path.parent)
+        shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write `record` as sorted, indented JSON, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the writer's lock of an artifact; also sweeps what killed writers of the same artifact left behind.
+
+    The lock belongs to the process, so one that dies never blocks the next.
+
+    Raises:
+        ArtifactBusy: at once, if another process holds it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    with lock.open("a") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ArtifactBusy(f"{path}: another process is writing it; let that finish, then run again") from None
+        for leftover in path.parent.glob(f".{path.name}.*{_MARK}"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
+        yield

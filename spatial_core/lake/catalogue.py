@@ -1,0 +1,119 @@
+"""What the lake holds: every artifact's name, stage, partitioning, place and upstream artifacts.
+
+One table, so that a path follows from a name and a partition key everywhere: assets, `spatial status`, `spatial sql`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from spatial_core.config.settings import ResolvedPaths, Settings
+
+TAR_KEY = re.compile(r"\d{4}")
+DROP_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
+@dataclass(frozen=True)
+class ArtifactKind:
+    """One row of the catalogue.
+
+    Args:
+        name: asset name.
+        stage: registered stage that makes it; empty for raw inputs.
+        partition: what one artifact of the kind stands for, None when there is only one.
+        upstream: names of the kinds it is made from.
+        locate: (locations, partition key or "") -> path of the artifact.
+    """
+
+    name: str
+    stage: str
+    partition: Literal["tar", "drop"] | None
+    upstream: tuple[str, ...]
+    locate: Callable[[ResolvedPaths, str], Path]
+
+    def path(self, locations: ResolvedPaths, key: str = "") -> Path:
+        """Where the artifact of a partition lies."""
+        return self.locate(locations, key)
+
+
+_KINDS = (
+    ArtifactKind("raw_tars", "", "tar", (), lambda at, key: at.raw_dir / f"{key}.tar"),
+    ArtifactKind(
+        "intermediates", "ingest", "tar", ("raw_tars",), lambda at, key: at.intermediates_dir / f"{key}.parquet"
+    ),
+    ArtifactKind(
+        "fingerprints",
+        "fingerprint",
+        "tar",
+        ("intermediates",),
+        lambda at, key: at.fingerprints_dir / f"{key}_fingerprints.parquet",
+    ),
+    ArtifactKind(
+        "backbone_embeddings",
+        "embed",
+        "tar",
+        ("intermediates",),
+        lambda at, key: at.embeddings_dir / f"{key}_embeddings.parquet",
+    ),
+    ArtifactKind("merged_splits", "merge", None, ("backbone_embeddings",), lambda at, _: at.merged_dir),
+    ArtifactKind(
+        "difficulty_metadata", "difficulty", None, ("fingerprints",), lambda at, _: at.difficulty_metadata_path
+    ),
+    ArtifactKind(
+        "projector_checkpoint",
+        "train",
+        None,
+        ("merged_splits", "difficulty_metadata"),
+        lambda at, _: at.checkpoint_dir / "checkpoint_best.safetensors",
+    ),
+    ArtifactKind(
+        "retrieval_report", "evaluate", None, ("merged_splits", "projector_checkpoint"), lambda at, _: at.report_dir
+    ),
+    ArtifactKind("hf_model", "publish", None, ("projector_checkpoint", "retrieval_report"), lambda at, _: at.model_dir),
+    ArtifactKind("packaged_images", "", "drop", (), lambda at, key: at.drops_dir / f"{key}.parquet"),
+    ArtifactKind(
+        "final_embeddings",
+        "embed-new",
+        "drop",
+        ("packaged_images", "hf_model"),
+        lambda at, key: at.final_embeddings_dir / key,
+    ),
+    ArtifactKind(
+        "building_embeddings",
+        "pool-buildings",
+        "drop",
+        ("final_embeddings",),
+        lambda at, key: at.building_embeddings_dir / f"{key}.parquet",
+    ),
+)
+CATALOGUE: dict[str, ArtifactKind] = {kind.name: kind for kind in _KINDS}
+
+
+def raw_tar_keys(settings: Settings) -> list[str]:
+    """Partition keys of the tars that lie in the raw folder, sorted."""
+    return _keys(settings.locations.raw_dir, settings.process_tar.tar_name_pattern)
+
+
+def drop_keys(settings: Settings) -> list[str]:
+    """Partition keys of the parquet files that lie in the drops folder, sorted."""
+    return _keys(settings.locations.drops_dir, settings.watch.drop_name_pattern)
+
+
+def known_keys(settings: Settings, partition: str) -> list[str]:
+    """Keys that lie in the watched folder, or once did: those of finished artifacts count too."""
+    at = settings.locations
+    if partition == "tar":
+        made = {path.stem for path in at.intermediates_dir.glob("*.parquet") if TAR_KEY.fullmatch(path.stem)}
+        return sorted({*raw_tar_keys(settings), *made})
+    made = {path.name for path in at.final_embeddings_dir.glob("*") if path.is_dir() and DROP_KEY.fullmatch(path.name)}
+    return sorted({*drop_keys(settings), *made})
+
+
+def _keys(folder: Path, pattern: str) -> list[str]:
+    if not folder.is_dir():
+        return []
+    return sorted(path.stem for path in folder.iterdir() if re.fullmatch(pattern, path.name) and path.is_file())

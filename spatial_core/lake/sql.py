@@ -1,0 +1,120 @@
+"""Every artifact of the lake as a DuckDB view, vectors included.
+
+DuckDB extensions are neither installed nor loaded on their own: on a closed cluster that would hang or fail.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import duckdb
+
+from spatial_core.config.settings import Settings
+from spatial_core.errors import InputError
+from spatial_core.lake.catalogue import CATALOGUE, known_keys
+
+_SPLITS = ("train", "val", "test")
+
+
+def quoted(text: str) -> str:
+    """A SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _files(paths: Sequence[Path]) -> str:
+    return "[" + ", ".join(quoted(str(path)) for path in paths) + "]"
+
+
+def connect() -> duckdb.DuckDBPyConnection:
+    """An in-memory connection that never reaches for the network."""
+    return duckdb.connect(
+        ":memory:", config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
+    )
+
+
+def view_queries(settings: Settings) -> dict[str, str]:
+    """View name -> query, for what has been made so far."""
+    at = settings.locations
+    views: dict[str, str] = {}
+    for name in ("intermediates", "fingerprints", "backbone_embeddings", "building_embeddings"):
+        kind = CATALOGUE[name]
+        keys = known_keys(settings, str(kind.partition))
+        made = {key: path for key in keys if (path := kind.path(at, key)).is_file()}
+        if made:
+            column = kind.partition
+            parts = [
+                f"select {quoted(key)} as {column}, * from read_parquet({quoted(str(path))})"
+                for key, path in made.items()
+            ]
+            views[name] = " union all by name ".join(parts)
+    rejects = sorted(at.intermediates_dir.glob("*_rejects.parquet"))
+    if rejects:
+        views["rejects"] = f"select * from read_parquet({_files(rejects)})"
+    made_splits = [name for name in _SPLITS if (at.merged_dir / f"{name}.parquet").is_file()]
+    for name in made_splits:
+        views[name] = f"select * from read_parquet({quoted(str(at.merged_dir / f'{name}.parquet'))})"
+    if made_splits:
+        views["merged_splits"] = " union all by name ".join(
+            f"select {quoted(name)} as split, * from {name}" for name in made_splits
+        )
+    if at.difficulty_metadata_path.is_file():
+        views["difficulty_metadata"] = f"select * from read_parquet({quoted(str(at.difficulty_metadata_path))})"
+    views.update(_drop_views(settings))
+    manifests = sorted(
+        path
+        for folder in {kind.path(at, "0000").parent for kind in CATALOGUE.values() if kind.stage}
+        for path in (folder / "_manifests").glob("*.json")
+    )
+    if manifests:
+        views["artifacts"] = (
+            "select artifact, provenance.stage as stage, report.rows as rows, bytes, report.seconds as seconds, "
+            f"sha256, provenance.config_digest as config_digest from read_json({_files(manifests)}, union_by_name = true)"
+        )
+    return views
+
+
+def _drop_views(settings: Settings) -> dict[str, str]:
+    at = settings.locations
+    vectors, rejects = [], []
+    for key in known_keys(settings, "drop"):
+        folder = CATALOGUE["final_embeddings"].path(at, key)
+        parts = sorted((folder / "parts").glob("*.parquet"))
+        if parts:
+            vectors.append(f'select {quoted(key)} as "drop", * from read_parquet({_files(parts)})')
+        listed = folder / "rejects.parquet"
+        if listed.is_file():
+            rejects.append(f'select {quoted(key)} as "drop", * from read_parquet({quoted(str(listed))})')
+    views = {}
+    if vectors:
+        views["final_embeddings"] = " union all by name ".join(vectors)
+    if rejects:
+        views["drop_rejects"] = " union all by name ".join(rejects)
+    return views
+
+
+def open_lake(settings: Settings) -> duckdb.DuckDBPyConnection:
+    """A connection on which every made artifact is a view."""
+    connection = connect()
+    for name, query in view_queries(settings).items():
+        connection.execute(f"create view {name} as {query}")
+    return connection
+
+
+def query_lake(settings: Settings, sql: str) -> duckdb.DuckDBPyRelation:
+    """Run one query over the lake.
+
+    Raises:
+        InputError: with DuckDB's cause in one line, and the views there are when a table was not found.
+    """
+    connection = open_lake(settings)
+    try:
+        relation = connection.sql(sql)
+    except duckdb.Error as error:
+        cause = str(error).strip().splitlines()[0]
+        if isinstance(error, duckdb.CatalogException):
+            cause += f"; views made so far: {', '.join(view_queries(settings)) or 'none, run spatial ingest first'}"
+        raise InputError(f"sql: {cause}") from error
+    if relation is None:
+        raise InputError("sql: the statement returns no rows; only queries are of use here")
+    return relation

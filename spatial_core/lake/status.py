@@ -1,0 +1,106 @@
+"""What exists, what is stale and what is missing, artifact by artifact. Reads manifests only, never data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from spatial_core.config.settings import Settings
+from spatial_core.errors import ConfigError
+from spatial_core.jobs.registry import STAGES
+from spatial_core.lake.catalogue import CATALOGUE, ArtifactKind, known_keys
+from spatial_core.storage.provenance import read_manifest
+
+State = Literal["made", "stale", "missing", "gone"]
+
+
+@dataclass(frozen=True)
+class ArtifactStatus:
+    """State of one artifact.
+
+    `made`: finished, from the inputs and settings of now. `stale`: finished, but `why` says what has changed since.
+    `missing`: not made. `gone`: a raw input that was there once; what was made from it stays.
+    """
+
+    asset: str
+    partition: str
+    state: State
+    why: str
+    rows: int | None
+    bytes: int | None
+    seconds: float | None
+
+
+def lake_status(settings: Settings) -> list[ArtifactStatus]:
+    """The state of every artifact of the lake, in the order of the chain, partitions sorted."""
+    walk = _Walk(settings)
+    return [
+        walk.visit(kind, key)
+        for kind in CATALOGUE.values()
+        for key in ([""] if kind.partition is None else known_keys(settings, kind.partition))
+    ]
+
+
+class _Walk:
+    """Visits artifacts upstream first, remembering what each one is now."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.digests: dict[tuple[str, str], str] = {}
+        self.stale: set[tuple[str, str]] = set()
+
+    def visit(self, kind: ArtifactKind, key: str) -> ArtifactStatus:
+        path = kind.path(self.settings.locations, key)
+        if not kind.stage:
+            if path.exists():
+                return ArtifactStatus(kind.name, key, "made", "", None, path.stat().st_size, None)
+            why = f"{path} was removed; what was made from it stays"
+            return ArtifactStatus(kind.name, key, "gone", why, None, None, None)
+        manifest = read_manifest(path)
+        if manifest is None or not path.exists():
+            return ArtifactStatus(kind.name, key, "missing", "", None, None, None)
+        self.digests[kind.name, key] = manifest["sha256"]
+        why = self._staleness(kind, key, manifest)
+        if why:
+            self.stale.add((kind.name, key))
+        report = manifest["report"]
+        state: State = "stale" if why else "made"
+        return ArtifactStatus(kind.name, key, state, why, report["rows"], manifest["bytes"], report["seconds"])
+
+    def _staleness(self, kind: ArtifactKind, key: str, manifest: dict[str, Any]) -> str:
+        provenance = manifest["provenance"]
+        if provenance["code_version"] != STAGES[kind.stage].code_version:
+            return f"made by version {provenance['code_version']} of the stage"
+        changed = [name for name, value in provenance["config"].items() if self._setting(name) != value]
+        if changed:
+            return f"settings changed: {', '.join(sorted(changed))}"
+        used = set(provenance["inputs"].values())
+        for (asset, partition), digest in self.digests.items():
+            unrelated = kind.partition is not None and partition not in {"", key}
+            if asset not in kind.upstream or unrelated:
+                continue
+            name = f"{asset} {partition}".rstrip()
+            if (asset, partition) in self.stale:
+                return f"{name} is stale"
+            if digest not in used:
+                return f"{name} changed or is new"
+        return self._source_changed(kind, key, manifest)
+
+    def _source_changed(self, kind: ArtifactKind, key: str, manifest: dict[str, Any]) -> str:
+        """A raw input replaced since: by size and mtime, as reading it would take as long as the stage."""
+        for upstream in kind.upstream:
+            path = CATALOGUE[upstream].path(self.settings.locations, key)
+            details = manifest["report"]["details"]
+            recorded = details.get("tar") or details.get("drop")
+            if CATALOGUE[upstream].stage or not recorded or not path.exists():
+                continue
+            stat = path.stat()
+            if [stat.st_size, stat.st_mtime_ns] != [recorded["bytes"], recorded["mtime_ns"]]:
+                return f"{path.name} was replaced"
+        return ""
+
+    def _setting(self, dotted: str) -> Any:
+        try:
+            return self.settings.pick(dotted)[dotted]
+        except KeyError as error:
+            raise ConfigError(f"a manifest names the setting {dotted}, which does not exist any more") from error

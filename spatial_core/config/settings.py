@@ -202,7 +202,8 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: not valid TOML ({error})") from error
 
 
-def _section_names() -> dict[str, type[s.Section]]:
+def section_models() -> dict[str, type[s.Section]]:
+    """Section name as written in TOML -> its model, in order."""
     names: dict[str, type[s.Section]] = {}
     for name, field in Settings.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, s.Section):
@@ -235,7 +236,7 @@ def _parse_value(text: str) -> Any:
 
 
 def _explain(error: ValidationError) -> str:
-    known = _section_names()
+    known = section_models()
     causes = []
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"])

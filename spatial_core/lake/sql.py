@@ -69,7 +69,8 @@ def view_queries(settings: Settings) -> dict[str, str]:
     if manifests:
         views["artifacts"] = (
             "select artifact, provenance.stage as stage, report.rows as rows, bytes, report.seconds as seconds, "
-            f"sha256, provenance.config_digest as config_digest from read_json({_files(manifests)}, union_by_name = true)"
+            "sha256, provenance.config_digest as config_digest "
+            f"from read_json({_files(manifests)}, union_by_name = true)"
         )
     return views
 
@@ -84,7 +85,8 @@ def _drop_views(settings: Settings) -> dict[str, str]:
             vectors.append(f'select {quoted(key)} as "drop", * from read_parquet({_files(parts)})')
         listed = folder / "rejects.parquet"
         if listed.is_file():
-            rejects.append(f'select {quoted(key)} as "drop", * from read_parquet({quoted(str(listed))})')
+            source = f"read_parquet({quoted(str(listed))})"
+            rejects.append(f'select {quoted(key)} as "drop", * from {source}')
     views = {}
     if vectors:
         views["final_embeddings"] = " union all by name ".join(vectors)
@@ -118,3 +120,18 @@ def query_lake(settings: Settings, sql: str) -> duckdb.DuckDBPyRelation:
     if relation is None:
         raise InputError("sql: the statement returns no rows; only queries are of use here")
     return relation
+
+
+def write_result(relation: duckdb.DuckDBPyRelation, path: Path) -> int:
+    """Write a result to .csv or .parquet, by the file's ending; returns the number of rows.
+
+    Raises:
+        InputError: if the ending is neither.
+    """
+    if path.suffix == ".csv":
+        relation.write_csv(str(path))
+    elif path.suffix == ".parquet":
+        relation.write_parquet(str(path))
+    else:
+        raise InputError(f"{path}: results are written as .csv or .parquet")
+    return len(relation)

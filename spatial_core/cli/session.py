@@ -1,0 +1,133 @@
+"""What every command shares: settings from its options, progress and logs on stderr, the report on stdout."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Annotated, Self
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from spatial_core.config.settings import Settings, load_settings
+from spatial_core.jobs.registry import StageCall, run_stage
+from spatial_core.report import Report
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", "-c", help="Settings file. Default: config.toml in the working folder, if there is one."),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="SECTION.KEY=VALUE", help="Override one setting. May be given several times."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout; logs stay on stderr.")]
+
+STDERR = Console(stderr=True)
+STDOUT = Console()
+
+
+def read_settings(config: Path | None, overrides: list[str] | None) -> Settings:
+    """Settings of a command; says on stderr which keys of an older file are mapped or unused."""
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=STDERR, show_path=False)], force=True
+    )
+    settings = load_settings(config, overrides or ())
+    for note in settings.notices():
+        STDERR.print(f"[yellow]note:[/] {note}", highlight=False)
+    return settings
+
+
+@dataclass
+class LiveProgress:
+    """A `Progress` drawn on a terminal; elsewhere one line whenever the message changes or a tenth is done."""
+
+    title: str
+    _bar: Progress | None = field(default=None, init=False)
+    _task: int = field(default=0, init=False)
+    _last: tuple[str, int] = field(default=("", -1), init=False)
+
+    def __enter__(self) -> Self:
+        if STDERR.is_terminal:
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("[bold]{task.fields[title]}[/] {task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=STDERR,
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=None, title=self.title)
+        return self
+
+    def __call__(self, done: int, total: int | None, message: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[self._task], completed=done, total=total, description=message)
+            return
+        tenth = done * 10 // total if total else 0
+        if (message, tenth) != self._last:
+            self._last = (message, tenth)
+            share = f" {done}/{total}" if total else ""
+            STDERR.print(f"{self.title}: {message}{share}", highlight=False, markup=False, soft_wrap=True)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def execute(stage: str, arguments: dict[str, Path | str | None], settings: Settings, as_json: bool) -> Report:
+    """Run a stage with live progress and show its report."""
+    given = {name: str(value) for name, value in arguments.items() if value is not None}
+    with LiveProgress(stage) as progress:
+        report = run_stage(StageCall(stage, given, settings), progress)
+    show(report, as_json)
+    return report
+
+
+def show(report: Report, as_json: bool) -> None:
+    """The report on stdout, as JSON or as a small table."""
+    if as_json:
+        sys.stdout.write(json.dumps(report.to_json(), indent=2, sort_keys=True) + "\n")
+        return
+    table = Table(title=f"{report.stage}: {'up to date' if report.up_to_date else 'done'}", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(report.rejected.items()))
+    table.add_row("artifact", str(report.artifact))
+    table.add_row("rows", f"{report.rows:,}")
+    table.add_row(
+        report.unit, f"{report.rows_in:,} read = {report.kept:,} kept + {sum(report.rejected.values()):,} rejected"
+    )
+    if rejected:
+        table.add_row("rejected", rejected)
+    table.add_row("size", f"{report.bytes / 1e6:,.1f} MB")
+    table.add_row("seconds", f"{report.seconds:.1f}")
+    for name, value in report.details.items():
+        if isinstance(value, (str, int, float)):
+            table.add_row(name.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else str(value))
+    STDOUT.print(table)
+
+
+def headline(report: Report, write: Callable[[Table], None]) -> None:
+    """The retrieval table of an evaluation: one row a split and method."""
+    rows = report.details.get("headline", [])
+    if not rows:
+        return
+    ks = [name for name in rows[0] if name.startswith("recall@") and not name.endswith("_ci")]
+    table = Table(title="same-building retrieval on held-out buildings")
+    for name in ("split", "method", *ks, "mAP", "MRR"):
+        table.add_column(name)
+    for row in rows:
+        cells = [row.get(name) for name in (*ks, "mAP", "MRR")]
+        table.add_row(row["split"], row["method"], *("-" if cell is None else f"{cell:.3f}" for cell in cells))
+    write(table)

@@ -15,3 +15,12 @@ def real_data() -> Path:
     if not named:
         pytest.skip("SPATIAL_REAL_DATA is unset: it names the folder with buildings/0201.tar and 0202.tar")
     return Path(named).resolve()
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """In CI nothing may be skipped: a test that cannot run there is a hole in what CI proves."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = reporter.stats.get("skipped", []) if reporter is not None else []
+    if os.environ.get("CI") and skipped and exitstatus == 0:
+        reporter.write_line(f"{len(skipped)} tests were skipped, which fails in CI", red=True)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -1,0 +1,50 @@
+# Two targets do all the set-up on a fresh machine: `make demo` runs the whole chain, `make test` passes the tests.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PORT ?= 3000
+export DAGSTER_HOME := $(CURDIR)/dagster_home
+
+.PHONY: help demo test dev bench lint clean-demo
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    write a small city and materialize every asset: tars to model, report and vectors"
+	@echo "make dev     the Dagster UI and daemon on http://127.0.0.1:$(PORT)"
+	@echo "make test    the test suite with coverage"
+	@echo "make bench   every stage beside its reference method"
+	@echo "make lint    ruff, mypy, import contracts"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "Python 3.11 to 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version); try: make PYTHON=python3.12 ..."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m spatial_assets.demo
+
+dev: $(VENV)/.installed
+	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.run_all $(BENCH_ARGS)
+
+clean-demo:
+	rm -rf data dagster_home/storage dagster_home/history dagster_home/schedules dagster_home/logs

@@ -1,6 +1,6 @@
 """Parquet conventions shared by every artifact: fixed-size vectors, page checksums, provenance in the footer.
 
-Vectors are FixedSizeList<float32|float16>. Float columns use BYTE_STREAM_SPLIT + zstd, which was the smallest float32
+Vectors are FixedSizeList<float32|float16>. float32 uses BYTE_STREAM_SPLIT + zstd, which was the smallest float32
 encoding and the fastest compressed one to read of those measured. Without page checksums a flipped bit in a parquet
 file changes values silently, so they are written always and verified on every read here.
 """
@@ -65,14 +65,21 @@ def vectors_to_numpy(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
 
 
 def write_options(schema: pa.Schema) -> dict[str, Any]:
-    """Encoding for a schema: BYTE_STREAM_SPLIT on float columns, dictionary on strings, plain elsewhere."""
+    """Encoding for a schema: BYTE_STREAM_SPLIT on float columns, dictionary on strings, plain elsewhere.
+
+    float16 stays plain: DuckDB 2.0 cannot read it split, and it is stored for speed rather than for the last byte.
+    """
+
+    def splittable(kind: pa.DataType) -> bool:
+        return pa.types.is_float32(kind) or pa.types.is_float64(kind)
+
     split: list[str] = []
     dictionary: list[str] = []
     for field in schema:
         if pa.types.is_fixed_size_list(field.type) or pa.types.is_list(field.type):
-            if pa.types.is_floating(field.type.value_type):
+            if splittable(field.type.value_type):
                 split.append(f"{field.name}.list.element")
-        elif pa.types.is_floating(field.type):
+        elif splittable(field.type):
             split.append(field.name)
         elif pa.types.is_string(field.type):
             dictionary.append(field.name)

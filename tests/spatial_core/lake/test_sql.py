@@ -1,0 +1,68 @@
+"""SQL over the lake: every artifact is a view, names with quotes are no way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from spatial_core.config.settings import Settings, load_settings
+from spatial_core.errors import InputError
+from spatial_core.lake.sql import query_lake, view_queries, write_result
+from spatial_core.storage.parquet import parquet_sink, vector_type, vectors_to_arrow
+
+
+def lake(folder: Path) -> Settings:
+    """A lake in `folder` with one tar's embeddings, a split and a drop."""
+    settings = load_settings(overrides=[f"paths.data_dir='''{folder}'''"], environ={})
+    at = settings.locations
+    for name, dtype in (("float32", "float32"), ("float16", "float16")):
+        schema = pa.schema([pa.field("building_id", pa.string()), pa.field("embedding", vector_type(4, dtype))])
+        matrix = np.arange(8, dtype=dtype).reshape(2, 4)
+        table = pa.table([pa.array(["a", "b"]), vectors_to_arrow(matrix)], schema=schema)
+        key = {"float32": "0901", "float16": "0902"}[name]
+        at.intermediates_dir.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table.drop_columns(["embedding"]), at.intermediates_dir / f"{key}.parquet")
+        with parquet_sink(at.embeddings_dir / f"{key}_embeddings.parquet", schema) as sink:
+            sink.write_table(table)
+    at.merged_dir.mkdir(parents=True)
+    pq.write_table(pa.table({"building_id": ["a"]}), at.merged_dir / "train.parquet")
+    parts = at.final_embeddings_dir / "june" / "parts"
+    parts.mkdir(parents=True)
+    pq.write_table(pa.table({"OSMID": [1, 2], "embedding": [[1.0], [2.0]]}), parts / "rg00000_rb00000.parquet")
+    return settings
+
+
+@pytest.fixture(params=["lake", 'it\'s a "lake"; drop'])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    return lake(tmp_path / request.param)
+
+
+def test_every_artifact_is_a_view_with_its_vectors(settings: Settings) -> None:
+    assert set(view_queries(settings)) == {
+        "intermediates", "backbone_embeddings", "train", "merged_splits", "final_embeddings"
+    }  # fmt: skip
+    rows = query_lake(settings, "select tar, building_id, embedding from backbone_embeddings order by all").fetchall()
+    assert rows[1] == ("0901", "b", [4.0, 5.0, 6.0, 7.0])
+    assert rows[3] == ("0902", "b", [4.0, 5.0, 6.0, 7.0])
+    assert query_lake(settings, 'select "drop", count(*) from final_embeddings group by 1').fetchall() == [("june", 2)]
+    assert query_lake(settings, "select split from merged_splits").fetchall() == [("train",)]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_results_are_written_as_files(settings: Settings, tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"out.{suffix}"
+    assert write_result(query_lake(settings, "select * from backbone_embeddings"), path) == 4
+    assert path.stat().st_size
+    with pytest.raises(InputError, match=r"\.csv or \.parquet"):
+        write_result(query_lake(settings, "select 1"), tmp_path / "out.txt")
+
+
+def test_a_wrong_query_says_what_there_is(settings: Settings) -> None:
+    with pytest.raises(InputError, match=r"fingerprints.*views made so far: intermediates"):
+        query_lake(settings, "select * from fingerprints")
+    with pytest.raises(InputError, match="sql: Parser Error"):
+        query_lake(settings, "selekt 1")

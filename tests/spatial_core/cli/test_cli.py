@@ -1,0 +1,78 @@
+"""The command line as a user meets it: help, exit codes, one-line causes, JSON on stdout."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMANDS = (
+    "ingest", "fingerprint", "embed", "merge", "difficulty", "train", "evaluate", "publish", "embed-new",
+    "pool-buildings", "demo-data", "status", "sql", "verify", "settings",
+)  # fmt: skip
+STAGES = COMMANDS[:11]
+
+
+def spatial(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "spatial_core.cli.main", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_help_names_every_command(tmp_path: Path) -> None:
+    shown = spatial("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    for command in COMMANDS:
+        assert command in shown.stdout
+
+
+@pytest.mark.parametrize("command", STAGES)
+def test_every_stage_takes_the_common_options(command: str, tmp_path: Path) -> None:
+    shown = spatial(command, "--help", cwd=tmp_path).stdout
+    for option in ("--output", "--config", "--set", "--json"):
+        assert option in shown, f"{command} lacks {option}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "cause"),
+    [
+        (["ingest"], 2, "Missing argument"),
+        (["ingest", "0901.tar"], 2, "--output"),
+        (["ingest", "0901.tar", "--output", "out", "--wrong"], 2, "No such option"),
+        (["ingest", "0901.tar", "--output", "out", "--set", "training.marign=1"], 2, "did you mean training.margin?"),
+        (["ingest", "0901.tar", "--output", "out", "--config", "none.toml"], 2, "none.toml: no such file"),
+        (["ingest", "0901.tar", "--output", "out"], 1, "0901.tar"),
+        (["merge", "--embeddings", "none", "--output", "out"], 1, "none"),
+        (["sql", "select * from train"], 1, "views made so far"),
+        (["sql", "select 1", "--format", "parquet"], 2, "--output"),
+        (["verify", "none"], 1, "none"),
+    ],
+)
+def test_failures_are_one_line_with_their_code(arguments: list[str], code: int, cause: str, tmp_path: Path) -> None:
+    failed = spatial(*arguments, cwd=tmp_path)
+    assert failed.returncode == code, failed.stderr
+    assert cause in failed.stderr
+    assert "Traceback" not in failed.stderr
+    if failed.stderr.startswith("error:"):
+        assert failed.stderr.count("\n") == 1
+    assert failed.stdout == ""
+
+
+def test_settings_and_status_as_json(tmp_path: Path) -> None:
+    shown = spatial("settings", "--json", "--set", "training.margin=0.25", cwd=tmp_path)
+    record = json.loads(shown.stdout)
+    assert record["settings"]["training"]["margin"] == 0.25
+    assert len(record["digest"]) == 64
+    assert {row["state"] for row in json.loads(spatial("status", "--json", cwd=tmp_path).stdout)} == {"missing"}
+
+
+def test_sql_prints_tables_and_csv(tmp_path: Path) -> None:
+    assert spatial("sql", "select 1 as a, 'x,y' as b", "--format", "csv", cwd=tmp_path).stdout == 'a,b\n1,"x,y"\n'
+    assert "answer" in spatial("sql", "select 42 as answer", cwd=tmp_path).stdout

@@ -21,6 +21,10 @@ from spatial_core.errors import ArtifactError, InputError
 from spatial_core.storage.atomic import atomic_file
 from spatial_core.storage.provenance import FOOTER_KEY, Provenance
 
+_BUFFER_BYTES = 1 << 20
+# Strings repeat across a row group; the library's 1 MB would give up half-way through a large group.
+_DICTIONARY_BYTES = 8 << 20
+
 
 def vector_type(dim: int, dtype: str = "float32") -> pa.DataType:
     """Arrow type of a vector column: FixedSizeList of `dim` non-null float32 or float16 values."""
@@ -65,9 +69,10 @@ def vectors_to_numpy(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:
 
 
 def write_options(schema: pa.Schema) -> dict[str, Any]:
-    """Encoding for a schema: BYTE_STREAM_SPLIT on float columns, dictionary on strings, plain elsewhere.
+    """Encoding for a schema: BYTE_STREAM_SPLIT on float columns, dictionary on strings and on lists of strings or ints.
 
-    float16 stays plain: DuckDB 2.0 cannot read it split, and it is stored for speed rather than for the last byte.
+    Everything else is plain, float16 too: DuckDB 2.0 cannot read it split, and it is stored for speed rather than for
+    the last byte.
     """
 
     def splittable(kind: pa.DataType) -> bool:
@@ -79,6 +84,8 @@ def write_options(schema: pa.Schema) -> dict[str, Any]:
         if pa.types.is_fixed_size_list(field.type) or pa.types.is_list(field.type):
             if splittable(field.type.value_type):
                 split.append(f"{field.name}.list.element")
+            elif pa.types.is_string(field.type.value_type) or pa.types.is_signed_integer(field.type.value_type):
+                dictionary.append(f"{field.name}.list.element")
         elif splittable(field.type):
             split.append(field.name)
         elif pa.types.is_string(field.type):
@@ -87,6 +94,7 @@ def write_options(schema: pa.Schema) -> dict[str, Any]:
         "compression": "zstd",
         "compression_level": 1,
         "use_dictionary": dictionary,
+        "dictionary_pagesize_limit": _DICTIONARY_BYTES,
         "use_byte_stream_split": split or False,
         "write_page_checksum": True,
         "store_schema": True,
@@ -104,14 +112,19 @@ def parquet_sink(path: Path, schema: pa.Schema, provenance: Provenance | None = 
         yield writer
 
 
-def open_parquet(path: Path, required: Sequence[str] = ()) -> pq.ParquetFile:
-    """Open for reading with page checksums verified, memory-mapped.
+def open_parquet(path: Path, required: Sequence[str] = (), *, memory_map: bool = True) -> pq.ParquetFile:
+    """Open for reading with page checksums verified, memory-mapped unless told otherwise.
+
+    A mapped file's pages count as the process's memory once touched; without the map the file is read through a small
+    buffer, which is what a pass over a large file within bounded memory wants.
 
     Raises:
         InputError: if the file is missing, is not parquet, or lacks a required column; names path and column.
     """
     try:
-        file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
+        file = pq.ParquetFile(
+            path, memory_map=memory_map, buffer_size=0 if memory_map else _BUFFER_BYTES, page_checksum_verification=True
+        )
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (pa.ArrowInvalid, OSError) as error:
@@ -132,6 +145,20 @@ def read_columns(path: Path, columns: Sequence[str]) -> pa.Table:
     file = open_parquet(path, required=columns)
     try:
         return file.read(columns=list(columns))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ArtifactError(f"{path}: damaged page ({str(error).splitlines()[0]}); rebuild this file") from error
+
+
+def stream_batches(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """Batches of at most `rows` rows of some columns, in file order, holding about one batch at a time.
+
+    Raises:
+        InputError: as `open_parquet`.
+        ArtifactError: if a page is damaged.
+    """
+    file = open_parquet(path, required=columns, memory_map=False)
+    try:
+        yield from file.iter_batches(batch_size=rows, columns=list(columns), use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise ArtifactError(f"{path}: damaged page ({str(error).splitlines()[0]}); rebuild this file") from error
 

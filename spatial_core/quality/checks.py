@@ -27,9 +27,9 @@ _UNIT_TOLERANCE = 1e-3
 def _row(sql: str) -> dict[str, Any]:
     """The single row of a query as a dict."""
     with connect() as connection:
-        relation = connection.sql(sql)
-        values = relation.fetchone()
-        return dict(zip(relation.columns, values or (), strict=True))
+        cursor = connection.execute(sql)
+        names = [column[0] for column in cursor.description]
+        return dict(zip(names, cursor.fetchone(), strict=True))
 
 
 def _table(path: Path) -> str:

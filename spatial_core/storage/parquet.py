@@ -165,6 +165,6 @@ def stream_batches(path: Path, columns: Sequence[str], rows: int) -> Iterator[pa
 
 def read_provenance(path: Path) -> Provenance | None:
     """Provenance from a parquet footer, or None for a file that another program wrote."""
-    metadata = open_parquet(path).schema_arrow.metadata or {}
-    text = metadata.get(FOOTER_KEY)
+    # The file's own metadata, not the Arrow schema's: a stage may add provenance when it closes the file.
+    text = (open_parquet(path).metadata.metadata or {}).get(FOOTER_KEY)
     return None if text is None else Provenance.from_json(text)

@@ -42,6 +42,7 @@ from spatial_core.street_view.pairing import Pairing
 from spatial_core.street_view.table_buffer import TableBuffer
 from spatial_core.street_view.tar_digest import FollowingDigest
 from spatial_core.street_view.tar_index import TarMember, open_tar, walk
+from spatial_core.street_view.waiting_halves import WaitingHalves
 
 STAGE: Final = "ingest"
 CODE_VERSION: Final = "1"
@@ -85,11 +86,14 @@ def ingest_tar(tar: Path, output_dir: Path, settings: Settings, progress: Progre
             start = time.monotonic()
             # The rejects are published before the rows and the manifest last: killed in between, the stage reruns.
             with parquet_sink(artifact, schemas.INTERMEDIATES) as row_writer:
-                with parquet_sink(rejects_file, schemas.REJECTS) as reject_writer:
+                overflow = artifact.with_name(
+                    f".{artifact.name}.waiting.partial"
+                )  # swept by `exclusive` if left behind
+                with parquet_sink(rejects_file, schemas.REJECTS) as reject_writer, WaitingHalves(overflow) as waiting:
                     size = settings.process_tar.row_group_size
                     rows = TableBuffer(row_writer, schemas.INTERMEDIATES, size)
                     rejects = TableBuffer(reject_writer, schemas.REJECTS, size)
-                    pairing = Pairing(dataset_id, tar.name, rows, rejects)
+                    pairing = Pairing(dataset_id, tar.name, rows, rejects, waiting)
                     reading = _read_tar(fd, tar, pairing, settings.infrastructure.threads, progress)
                     rows.finish()
                     rejects.finish()

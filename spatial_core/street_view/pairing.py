@@ -29,12 +29,14 @@ from spatial_core.street_view.metadata import AlignmentState, FacadeView
 from spatial_core.street_view.seen_keys import SeenKeys
 from spatial_core.street_view.table_buffer import TableBuffer
 from spatial_core.street_view.tar_index import TarMember
+from spatial_core.street_view.waiting_halves import WaitingHalves
 
 _FLAT_NAME: Final = re.compile(r"([0-9]{1,19})_([0-9]{1,19})_([0-9]{1,19})_([0-9]{1,19})")
 _ALIGNMENT_STATES: Final[tuple[AlignmentState, ...]] = ("absent", "present", "malformed")
 _PLACE: Final = struct.Struct("<3q")
 _IMAGE: Final = struct.Struct("<2i32s")
 _TEXT: Final = struct.Struct("<4q13d4dB")
+_KEYS: Final[dict[Role, bytes]] = {"image": b"i", "text": b"t"}
 _PARTNERS: Final[dict[Role, Role]] = {"image": "text", "text": "image"}
 _REJECTED: Final = b""
 
@@ -62,9 +64,12 @@ class Pairing:
         tar_name: file name of the tar.
         rows: takes the rows.
         rejects: takes the rejected members.
+        waiting: keeps the halves whose partner has not come yet.
     """
 
-    def __init__(self, dataset_id: int, tar_name: str, rows: TableBuffer, rejects: TableBuffer) -> None:
+    def __init__(
+        self, dataset_id: int, tar_name: str, rows: TableBuffer, rejects: TableBuffer, waiting: WaitingHalves
+    ) -> None:
         self.tally = Tally()
         self.dataset_id = dataset_id
         self._tar_name = tar_name
@@ -73,8 +78,7 @@ class Pairing:
         self._members = SeenKeys()
         self._patches = SeenKeys()
         self._targets = SeenKeys()
-        # Keyed by a 128-bit digest of the stem: of the half that waits, its packed form, or _REJECTED.
-        self._waiting: dict[Role, dict[bytes, bytes]] = {"image": {}, "text": {}}
+        self._waiting = waiting
 
     @property
     def buildings(self) -> int:
@@ -84,19 +88,19 @@ class Pairing:
     def take(self, task: Task, finding: Finding) -> None:
         """Take the next image or text in tar order."""
         member, role = task.member, task.role
-        key = hashlib.blake2b(task.stem.encode(), digest_size=16).digest()
-        if not self._members.add(int.from_bytes(key[:8] if role == "image" else key[8:])):
+        stem = hashlib.blake2b(task.stem.encode(), digest_size=16).digest()
+        if not self._members.add(int.from_bytes(stem[:8] if role == "image" else stem[8:])):
             self.reject(member, Fault("duplicate_member", f"a member before it is the {role} of {task.stem!r}"))
             return
-        partner = self._waiting[_PARTNERS[role]].pop(key, None)
+        partner = self._waiting.pop(_KEYS[_PARTNERS[role]] + stem)
         if isinstance(finding, Fault):
             self.reject(member, finding)
             if partner is None:
-                self._waiting[role][key] = _REJECTED
+                self._waiting.add(_KEYS[role] + stem, member.offset, _REJECTED)
             elif partner != _REJECTED:
-                self._reject_partner(partner, _PARTNERS[role])
+                self.reject(_unpack_place(partner), Fault("partner_rejected", f"its {role} is rejected"))
         elif partner is None:
-            self._waiting[role][key] = _pack(member, finding)
+            self._waiting.add(_KEYS[role] + stem, member.offset, _pack(member, finding))
         elif partner == _REJECTED:
             self.reject(member, Fault("partner_rejected", f"its {_PARTNERS[role]} is rejected"))
         elif isinstance(finding, ImageFacts):
@@ -108,14 +112,12 @@ class Pairing:
 
     def finish(self) -> None:
         """Reject every half whose partner never came, in tar order."""
-        orphans = []
-        for role, waiting in self._waiting.items():
-            missing = "text (.txt)" if role == "image" else "image (.jpg, .jpeg)"
-            fault = Fault(f"orphan_{role}", f"the tar has no {missing} of the same stem")
-            orphans += [(_unpack_place(packed), fault) for packed in waiting.values() if packed != _REJECTED]
-            waiting.clear()
-        for member, fault in sorted(orphans, key=lambda orphan: orphan[0].offset):
-            self.reject(member, fault)
+        for packed in self._waiting.remaining():
+            if packed != _REJECTED:
+                is_image = packed[_PLACE.size] == _IMAGE.size
+                role, missing = ("image", "text (.txt)") if is_image else ("text", "image (.jpg, .jpeg)")
+                fault = Fault(f"orphan_{role}", f"the tar has no {missing} of the same stem")
+                self.reject(_unpack_place(packed), fault)
 
     def _join(self, stem: str, image: TarMember, facts: ImageFacts, text: TarMember, view: FacadeView) -> None:
         fault = self._contradiction(stem, view)
@@ -163,9 +165,6 @@ class Pairing:
             f"the name {name!r} and the text disagree: it says patch {said[0]}, street view {said[1]}, target {said[2]}"
         )
         return Fault("name_contradicts_text", detail)
-
-    def _reject_partner(self, packed: bytes, role: Role) -> None:
-        self.reject(_unpack_place(packed), Fault("partner_rejected", f"its {_PARTNERS[role]} is rejected"))
 
     def reject(self, member: TarMember, fault: Fault) -> None:
         """Record a member that cannot be used."""

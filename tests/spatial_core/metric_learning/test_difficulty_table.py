@@ -138,7 +138,7 @@ def test_nulls_damage_and_missing_columns_are_refused(tmp_path: Path) -> None:
     write_table(path, [("a", ["x"] * 300, [0] * 300)])
     data = bytearray(path.read_bytes())
     bands = pa.parquet.read_metadata(path).row_group(0).column(3)
-    data[bands.data_page_offset + bands.total_compressed_size - 1] ^= 1
+    data[(bands.dictionary_page_offset or bands.data_page_offset) + bands.total_compressed_size - 1] ^= 1
     path.write_bytes(data)
     with pytest.raises(ArtifactError, match="damaged page"):
         load_candidates(path, ids, names, label)

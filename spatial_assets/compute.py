@@ -1,0 +1,177 @@
+"""Where stages run. An asset hands over a `StageCall` and gets a `Report` back; it cannot tell where the work was done.
+
+Every way of running keeps three promises: progress and log lines of the stage appear in the run's event log while it
+works; an expected failure comes back as the same error type with the same one-line message; when the run is terminated,
+the work ends with it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
+from typing import IO, Protocol
+
+import dagster as dg
+
+from spatial_core.errors import SpatialError, StageFailed
+from spatial_core.jobs.pacing import PacedProgress
+from spatial_core.jobs.pipes import failure_from
+from spatial_core.jobs.registry import StageCall, run_stage
+from spatial_core.report import Progress, Report, silent
+
+_GRACE_S = 10.0
+_TAIL_LINES = 5
+
+
+class Runner(Protocol):
+    """One way of running a stage."""
+
+    def run(self, context: dg.AssetExecutionContext, call: StageCall) -> Report:
+        """Run the stage to its end.
+
+        Raises:
+            SpatialError: what the stage raised, or `StageFailed` when it ended without saying why.
+        """
+        ...
+
+
+class InProcess:
+    """In the Dagster run's own process: nothing to start, nothing to isolate.
+
+    Args:
+        also: told of every step of progress, besides the paced log lines.
+    """
+
+    def __init__(self, also: Progress = silent) -> None:
+        self._also = also
+
+    def run(self, context: dg.AssetExecutionContext, call: StageCall) -> Report:
+        paced = PacedProgress(context.log.info)
+
+        def progress(done: int, total: int | None, message: str) -> None:
+            paced(done, total, message)
+            self._also(done, total, message)
+
+        with _forwarded_logs(context):
+            return run_stage(call, progress)
+
+
+class ChildProcess:
+    """In a child process that reports through Pipes: its memory is its own and it can be killed alone."""
+
+    def run(self, context: dg.AssetExecutionContext, call: StageCall) -> Report:
+        with (
+            tempfile.TemporaryDirectory(prefix="spatial-call-") as folder,
+            dg.open_pipes_session(
+                context=context,
+                context_injector=dg.PipesTempFileContextInjector(),
+                message_reader=dg.PipesTempFileMessageReader(),
+            ) as session,
+        ):
+            file = Path(folder) / "call.json"
+            file.write_text(call.to_json())
+            environment = {**os.environ, **session.get_bootstrap_env_vars(), "PYTHONUNBUFFERED": "1"}
+            command = [sys.executable, "-m", "spatial_core.jobs", call.stage, "--call", str(file)]
+            code, tail = _run_child([*command, "--until-stdin-closes"], environment)
+        # Messages are complete only after the session has closed.
+        for message in session.get_custom_messages():
+            if "report" in message:
+                return Report.from_json(message["report"])
+            if "failure" in message:
+                raise failure_from(message["failure"])
+        raise StageFailed(
+            f"stage {call.stage} {_how_it_ended(code)} without its artifact; last lines: {tail or 'none'}"
+        )
+
+
+LOCAL: dict[str, Runner] = {"in_process": InProcess(), "subprocess": ChildProcess()}
+
+
+def choose_runner(call: StageCall) -> Runner:
+    """The way of running that the settings of the call ask for."""
+    return LOCAL[call.settings.compute.isolation]
+
+
+def _run_child(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+    """Run a command to its end; returns its exit code (negative: the signal) and its last lines on stderr.
+
+    The child leads a process group, so that its own children end with it. Its standard input is a pipe that is never
+    written to: it closes when this process dies in whatever way, and the child then ends too.
+    """
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
+    with Popen(
+        command, env=environment, stdin=PIPE, stderr=PIPE, text=True, errors="replace", start_new_session=True
+    ) as process:
+        reader = threading.Thread(target=_pass_on, args=(process.stderr, tail), daemon=True)
+        reader.start()
+        try:
+            process.wait()
+        except BaseException:
+            _end_group(process)
+            raise
+        finally:
+            reader.join(_GRACE_S)
+    return process.returncode, " | ".join(line.strip() for line in tail if line.strip())
+
+
+def _pass_on(stream: IO[str] | None, tail: deque[str]) -> None:
+    """Copy a child's stderr to ours, which Dagster captures as compute log, and keep the last lines."""
+    for line in stream or ():
+        tail.append(line)
+        sys.stderr.write(line)
+
+
+def _end_group(process: Popen[str]) -> None:
+    """Ask the child to end and clean up; after the grace period, end it and whatever it started."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(_GRACE_S)
+        except TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _how_it_ended(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit code {code}"
+    hint = " (often: out of memory)" if -code == signal.SIGKILL else ""
+    return f"was ended by signal {signal.Signals(-code).name}{hint}"
+
+
+@contextmanager
+def _forwarded_logs(context: dg.AssetExecutionContext) -> Iterator[None]:
+    """Show the library's log records in the run's event log."""
+    logger = logging.getLogger("spatial_core")
+    handler = _ContextHandler(context)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _ContextHandler(logging.Handler):
+    def __init__(self, context: dg.AssetExecutionContext) -> None:
+        super().__init__(logging.INFO)
+        self._context = context
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._context.log.log(record.levelno, record.getMessage())
+
+
+def one_line(error: SpatialError) -> str:
+    """The cause as shown in the event log: type and message in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,162 @@
+"""The body that every asset shares: resolve paths, have the stage run, check the artifact, report it.
+
+`StageAsset` says what one asset asks of its stage; `keys` and `whole` run it for partitioned and single artifacts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from spatial_assets.compute import one_line
+from spatial_assets.defs.resources import ComputeResource, SettingsResource
+from spatial_assets.metadata import artifact_sha256, check_metadata, check_result, materialization_metadata
+from spatial_core.config.settings import ResolvedPaths, Settings
+from spatial_core.errors import ConfigError, SpatialError
+from spatial_core.jobs.registry import STAGES, StageCall
+from spatial_core.lake.catalogue import CATALOGUE
+from spatial_core.quality.outcome import CheckOutcome
+from spatial_core.report import Report
+from spatial_core.storage.withdraw import withdraw
+
+Check = Callable[[Settings, Path], CheckOutcome]
+Preview = Callable[[Settings, Report], Mapping[str, Any]]
+
+OWNERS = ["team:spatial-embeddings"]
+CPU_POOL = "cpu"
+GPU_POOL = "gpu"
+
+
+def code_version(asset: str) -> str:
+    """Version of the algorithm behind an asset, from the table of stages."""
+    return STAGES[CATALOGUE[asset].stage].code_version
+
+
+def no_preview(settings: Settings, report: Report) -> Mapping[str, Any]:
+    """No metadata beyond what every asset reports."""
+    return {}
+
+
+@dataclass(frozen=True)
+class StageAsset:
+    """What an asset asks of its stage.
+
+    Args:
+        name: asset name, as in the catalogue of the lake.
+        arguments: (paths, partition key or "") -> arguments of the stage.
+        checks: check name -> core check of (settings, artifact).
+        preview: further metadata of the finished artifact, such as a picture.
+    """
+
+    name: str
+    arguments: Callable[[ResolvedPaths, str], Mapping[str, Path]]
+    checks: Mapping[str, Check]
+    preview: Preview = field(default=no_preview)
+
+    def call(self, settings: Settings, key: str) -> StageCall:
+        """The request for one artifact."""
+        arguments = {name: str(path) for name, path in self.arguments(settings.locations, key).items()}
+        return StageCall(CATALOGUE[self.name].stage, arguments, settings)
+
+    def judge(self, settings: Settings, artifact: Path) -> list[CheckOutcome]:
+        """All checks of one artifact; an artifact that cannot even be read has failed."""
+        outcomes = []
+        for name, check in self.checks.items():
+            try:
+                outcomes.append(check(settings, artifact))
+            except SpatialError as error:
+                outcomes.append(CheckOutcome(name, False, str(error)))
+        return outcomes
+
+    def keys(
+        self, context: dg.AssetExecutionContext, settings: SettingsResource, compute: ComputeResource
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        """Make the artifacts of all partition keys of the run.
+
+        Dagster's asset checks know no partition in a run over a range, so each key's artifact is judged here, before it
+        is reported; one that fails is withdrawn from the lake, where whatever reads a whole folder would find it.
+
+        One bad key does not cost the others: those that were made are recorded, and the failure names the rest.
+        """
+        tree = _load(settings)
+        made: dict[str, Mapping[str, Any]] = {}
+        failed: dict[str, str] = {}
+        keys = list(context.partition_keys)
+        for number, key in enumerate(keys, start=1):
+            try:
+                report = compute.run(context, self.call(tree, key), key)
+                made[key] = self._accepted(tree, report)
+            except SpatialError as error:
+                failed[key] = done = one_line(error)
+            else:
+                done = "was up to date" if report.up_to_date else f"{report.rows:,} rows in {report.seconds:.1f} s"
+            level = logging.ERROR if key in failed else logging.INFO
+            context.log.log(level, f"{self.name} {key} ({number} of {len(keys)}): {done}")
+        if failed:
+            for key, metadata in made.items():
+                context.log_event(dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata))
+            raise _failure(failed, made)
+        for key, metadata in made.items():
+            context.add_asset_metadata(metadata, asset_key=context.asset_key, partition_key=key)
+        # One data version would stand for all keys of a range, so Dagster derives each from the code and the inputs.
+        yield dg.MaterializeResult()
+
+    def whole(
+        self, context: dg.AssetExecutionContext, settings: SettingsResource, compute: ComputeResource
+    ) -> Iterator[dg.MaterializeResult[Any]]:
+        """Make the one artifact of the asset and report its checks; blocking ones stop what follows."""
+        tree = _load(settings)
+        try:
+            report = compute.run(context, self.call(tree, ""))
+            metadata = materialization_metadata(report, tree, partitioned=False)
+            metadata |= self.preview(tree, report)
+        except SpatialError as error:
+            raise dg.Failure(one_line(error), allow_retries=False) from error
+        yield dg.MaterializeResult(
+            metadata=metadata,
+            data_version=dg.DataVersion(artifact_sha256(report.artifact)),
+            check_results=[check_result(outcome) for outcome in self.judge(tree, report.artifact)],
+        )
+
+    def check_specs(self) -> list[dg.AssetCheckSpec]:
+        """Declarations of the checks that `whole` reports, blocking."""
+        return [
+            dg.AssetCheckSpec(name, asset=self.name, blocking=True, description=(check.__doc__ or "").strip() or None)
+            for name, check in self.checks.items()
+        ]
+
+    def _accepted(self, settings: Settings, report: Report) -> dict[str, Any]:
+        """Metadata of a sound artifact.
+
+        Raises:
+            ArtifactError: naming the faults, after the artifact was withdrawn.
+        """
+        metadata = materialization_metadata(report, settings, partitioned=True)
+        for outcome in self.judge(settings, report.artifact):
+            metadata[outcome.name] = dg.MetadataValue.json(check_metadata(outcome))
+            if not outcome.passed and outcome.severity == "error":
+                raise withdraw(report.artifact, f"{outcome.name} failed: {outcome.summary}")
+        return metadata | dict(self.preview(settings, report))
+
+
+def _load(settings: SettingsResource) -> Settings:
+    try:
+        return settings.load()
+    except ConfigError as error:
+        raise dg.Failure(one_line(error), allow_retries=False) from error
+
+
+def _failure(failed: Mapping[str, str], made: Mapping[str, Any]) -> dg.Failure:
+    if len(failed) == 1 and not made:
+        return dg.Failure(next(iter(failed.values())), allow_retries=False)
+    causes = "; ".join(f"{key}: {cause}" for key, cause in failed.items())
+    return dg.Failure(
+        f"{len(failed)} of {len(failed) + len(made)} partitions failed ({causes})",
+        metadata={"failed": dg.MetadataValue.json(dict(failed)), "made": dg.MetadataValue.json(sorted(made))},
+        allow_retries=False,
+    )

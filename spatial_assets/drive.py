@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import dagster as dg
 
@@ -30,6 +30,8 @@ LOCATION_TAGS = {".dagster/repository": "__repository__@spatial_assets"}
 _DRIVER_TAG = "spatial/driver_pid"
 _RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 _MAX_TICKS = 5
+# Events go to the instance all the same; on the terminal they would bury what the caller shows.
+_QUIET_CONSOLE = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
 @dataclass(frozen=True)
@@ -127,16 +129,15 @@ class _Drive:
         self, settings_path: Path | None, instance: dg.DagsterInstance, on_event: OnEvent, settle_s: float
     ) -> None:
         # Imported here, because the code location loads every asset module.
-        from spatial_assets.definitions import defs
+        from spatial_assets.definitions import definitions_with
 
-        self.definitions: dg.Definitions = defs()
         self.instance = instance
         self.on_event = on_event
         self.settle_s = settle_s
         self.compute = _ObservedCompute(on_event)
         self.settings_resource = SettingsResource(config_file="" if settings_path is None else str(settings_path))
         self.settings = self.settings_resource.load()
-        self.resources: dict[str, Any] = {"settings": self.settings_resource, "compute": self.compute}
+        self.definitions = definitions_with(settings=self.settings_resource, compute=self.compute)
         self.tags = {**LOCATION_TAGS, _DRIVER_TAG: str(os.getpid())}
 
     def run(self) -> list[AssetOutcome]:
@@ -150,7 +151,7 @@ class _Drive:
                 self._materialize(assets, keys)
         checks = self.definitions.resolve_job_def("standing_checks")
         checks.execute_in_process(
-            instance=self.instance, resources=self.resources, tags=self.tags, raise_on_error=False
+            instance=self.instance, tags=self.tags, run_config=_QUIET_CONSOLE, raise_on_error=False
         )
         return self.compute.outcomes
 
@@ -224,8 +225,8 @@ class _Drive:
         result = self.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
             instance=self.instance,
             asset_selection=assets,
-            resources=self.resources,
             tags=tags,
+            run_config=_QUIET_CONSOLE,
             raise_on_error=False,
         )
         if result.success:

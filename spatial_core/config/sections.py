@@ -233,10 +233,16 @@ class WatchSection(Section):
 class DemoSection(Section):
     """The procedural city of `spatial demo-data`."""
 
-    tars: PositiveInt = Field(4, description="raw tars")
+    tars: PositiveInt = Field(4, le=98, description="raw tars, one a district")
     buildings_per_tar: PositiveInt = Field(120, description="facade points a tar")
-    min_views: PositiveInt = Field(2, description="images a building, at least")
-    max_views: PositiveInt = Field(7, description="images a building, at most")
-    image_size_px: PositiveInt = Field(640, description="side of the JPEGs")
+    min_views: PositiveInt = Field(2, description="images a facade point, at least")
+    max_views: PositiveInt = Field(7, le=8, description="images a facade point, at most")
+    image_size_px: int = Field(640, ge=64, description="side of the JPEGs, pixels")
     styles: PositiveInt = Field(12, description="architectural styles; buildings of one style look alike")
     drop_images: PositiveInt = Field(60, description="images in the dropped parquet")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.min_views > self.max_views:
+            raise ValueError(f"min_views {self.min_views} is above max_views {self.max_views}")
+        return self

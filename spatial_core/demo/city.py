@@ -1,0 +1,70 @@
+"""Writes the demo city: raw tars in the layout of the 3D Street View data set, and a drop of new pictures."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from spatial_core.config.settings import Settings
+from spatial_core.demo.drop import write_drop
+from spatial_core.demo.tars import CityTar
+from spatial_core.demo.truth import CODE_VERSION, STAGE
+from spatial_core.report import Progress, Report, silent
+from spatial_core.storage.atomic import exclusive
+
+__all__ = ["CODE_VERSION", "DROP_NAME", "STAGE", "write_city"]
+
+DROP_NAME = "new_images.parquet"
+
+
+def write_city(*, output_dir: Path, settings: Settings, progress: Progress = silent) -> Report:
+    """Write `raw/NNNN.tar`, `drops/new_images.parquet` and `demo_truth/` under `output_dir`.
+
+    A file that is there as it was last written is left alone; one that is missing or was changed is written again.
+    `progress` counts pictures. The report's rows are the pictures with a record in the tars.
+
+    Raises:
+        ArtifactBusy: if another process is writing the same city.
+    """
+    started = time.perf_counter()
+    truth_dir = output_dir / "demo_truth"
+    with exclusive(truth_dir):
+        tars = [CityTar(number, output_dir / "raw", settings) for number in range(settings.demo.tars)]
+        total = sum(tar.images for tar in tars)
+        reports: list[Report] = []
+        for tar in tars:
+            before = sum(report.rows for report in reports)
+            reports.append(tar.write(truth_dir, _offset(progress, before, total)))
+            progress(before + tar.images, total, tar.path.name)
+        drop = write_drop(output_dir / "drops" / DROP_NAME, truth_dir, settings)
+    files = [*reports, drop]
+    points = [(tar.number, target) for tar in tars for target in tar.district.targets]
+    report = Report(
+        stage=STAGE,
+        artifact=output_dir,
+        rows=total,
+        rows_in=total,
+        kept=total,
+        unit="images",
+        seconds=time.perf_counter() - started,
+        bytes=sum(int(file.details["file_bytes"]) for file in files),
+        details={
+            "tars": len(tars),
+            "facade_points": len(points),
+            "buildings": len({(number, target.street, target.building) for number, target in points}),
+            "views": total,
+            "faults_planted": sum(int(file.details["faults_planted"]) for file in files),
+            "drop_rows": drop.rows,
+        },
+    )
+    return report.unchanged() if all(file.up_to_date for file in files) else report
+
+
+def _offset(progress: Progress, before: int, total: int) -> Progress:
+    """Progress of one tar as progress of the whole city."""
+
+    def forward(done: int, total: int | None, message: str) -> None:
+        progress(before + done, city_total, message)
+
+    city_total = total
+    return forward

@@ -1,0 +1,142 @@
+"""`make demo`: draws the city, materializes every asset through Dagster, and shows what came of it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Self
+
+import dagster as dg
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from spatial_assets.drive import AssetOutcome, DriveEvent, drive
+from spatial_core.cli.session import headline
+from spatial_core.config.settings import Settings, load_settings
+from spatial_core.errors import SpatialError
+from spatial_core.jobs.registry import StageCall, run_stage
+from spatial_core.report import Report
+
+
+class Screen:
+    """What the terminal shows while the demo runs: one moving line, and a line for everything that is done."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._live = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.fields[title]:<28}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.description}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task: TaskID | None = None
+        self._start = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._live.stop()
+
+    def begin(self, title: str) -> None:
+        """Start the moving line of one artifact."""
+        self._clear()
+        self._task = self._live.add_task("", title=title, total=None)
+
+    def progress(self, done: int, total: int | None, message: str) -> None:
+        """Advance the moving line."""
+        if self._task is not None:
+            self._live.update(self._task, completed=done, total=total, description=message)
+
+    def end(self, title: str, report: Report) -> None:
+        """One artifact is there."""
+        self._clear()
+        done = "up to date" if report.up_to_date else f"{report.seconds:6.1f} s"
+        self.say(f"[green]done[/] {title:<28} {report.rows:>8,} rows  {done}")
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        self._console.print(f"[dim]{time.monotonic() - self._start:6.1f}[/] {line}", highlight=False)
+
+    def on_event(self, event: DriveEvent) -> None:
+        """Show what the driver does."""
+        title = f"{event.asset} {event.partition}".rstrip()
+        if event.kind == "registered":
+            self.say(f"[cyan]new [/] {event.asset} registered {event.message}")
+        elif event.kind == "started":
+            self.begin(title)
+        elif event.kind == "progress":
+            self.progress(event.done, event.total, event.message)
+        elif event.kind == "finished" and event.report is not None:
+            self.end(title, event.report)
+        elif event.kind == "failed":
+            self._clear()
+            self.say(f"[red]fail[/] {title}: {event.message}")
+
+    def _clear(self) -> None:
+        if self._task is not None:
+            self._live.remove_task(self._task)
+            self._task = None
+
+
+def artifact_table(outcomes: Iterable[AssetOutcome]) -> Table:
+    """Rows and seconds of every asset, partitions added up."""
+    table = Table("asset", "artifacts", "rows", "seconds", title="artifacts")
+    for name in ("artifacts", "rows", "seconds"):
+        next(column for column in table.columns if column.header == name).justify = "right"
+    by_asset: dict[str, list[AssetOutcome]] = {}
+    for outcome in outcomes:
+        by_asset.setdefault(outcome.asset, []).append(outcome)
+    for asset, made in by_asset.items():
+        seconds = sum(outcome.seconds for outcome in made)
+        shown = "up to date" if all(outcome.up_to_date for outcome in made) else f"{seconds:.1f}"
+        table.add_row(asset, str(len(made)), f"{sum(outcome.rows for outcome in made):,}", shown)
+    return table
+
+
+def run_demo(settings: Settings, instance: dg.DagsterInstance, console: Console) -> None:
+    """Draw the city, drive the chain, show tables and the next command."""
+    at = settings.locations
+    with Screen(console) as screen:
+        screen.begin("demo city")
+        city = run_stage(StageCall("demo-data", {"output_dir": str(at.data_dir)}, settings), screen.progress)
+        screen.end("demo city", city)
+        outcomes = drive(None, instance, screen.on_event)
+    console.print(artifact_table(outcomes))
+    for outcome in outcomes:
+        if outcome.asset == "retrieval_report":
+            headline(outcome.report, console.print)
+    console.print(f"report   {at.report_dir / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"model    {at.model_dir}", highlight=False, soft_wrap=True)
+    console.print(f"vectors  {at.final_embeddings_dir}", highlight=False, soft_wrap=True)
+    console.print("next     [bold]make dev[/]   opens the asset graph on http://127.0.0.1:3000", highlight=False)
+
+
+def main() -> int:
+    """Run the demo with `config.toml` of the working folder on the instance of DAGSTER_HOME."""
+    console = Console()
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    try:
+        with dg.DagsterInstance.get() as instance:
+            run_demo(load_settings(), instance, console)
+    except SpatialError as error:
+        console.print(f"[red]error:[/] {' '.join(str(error).split())}", highlight=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted; run the same command again to go on")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -123,7 +123,11 @@ def open_parquet(path: Path, required: Sequence[str] = (), *, memory_map: bool =
     """
     try:
         file = pq.ParquetFile(
-            path, memory_map=memory_map, buffer_size=0 if memory_map else _BUFFER_BYTES, page_checksum_verification=True
+            path,
+            memory_map=memory_map,
+            buffer_size=0 if memory_map else _BUFFER_BYTES,
+            pre_buffer=memory_map,  # the library keeps what it has read ahead until the file is closed
+            page_checksum_verification=True,
         )
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None

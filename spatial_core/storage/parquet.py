@@ -76,7 +76,7 @@ def write_options(schema: pa.Schema) -> dict[str, Any]:
     """
 
     def splittable(kind: pa.DataType) -> bool:
-        return pa.types.is_float32(kind) or pa.types.is_float64(kind)
+        return bool(pa.types.is_float32(kind) or pa.types.is_float64(kind))
 
     split: list[str] = []
     dictionary: list[str] = []

@@ -16,12 +16,12 @@ def test_a_cell_has_the_side_it_should(lat: float, lon: float, side_m: float) ->
     # Walk east and north in steps of 1 % of the side and see where the cell changes.
     step_lat = side_m / 100 / 111_195
     step_lon = step_lat / float(np.cos(np.radians(lat)))
-    north = lat + np.arange(350) * step_lat
+    north = np.asarray(lat + np.arange(350) * step_lat, np.float64)
     rows, _ = grid_cells(north, np.full(350, lon), side_m)
     changes = np.flatnonzero(np.diff(rows))
     assert len(changes) >= 3 or lat > 84.9
     assert np.diff(changes) == pytest.approx(100, abs=1.01)
-    east = lon + np.arange(350) * step_lon
+    east = np.asarray(lon + np.arange(350) * step_lon, np.float64)
     _, columns = grid_cells(np.full(350, lat), (east + 180) % 360 - 180, side_m)
     widths = np.diff(np.flatnonzero(np.diff(columns)))
     assert widths == pytest.approx(100, abs=2.01 if side_m < 2000 else 3.01)

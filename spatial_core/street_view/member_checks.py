@@ -90,7 +90,7 @@ def assign_role(member: TarMember) -> Task | Fault:
 
 def is_directory(member: TarMember) -> bool:
     """A folder entry of harmless name: it holds no data, so it is counted apart from the members."""
-    return member.kind == "directory" and _unsafe(member.name.rstrip("/") or ".") is None
+    return member.kind == "directory" and _unsafe(member.name) is None
 
 
 def _unsafe(name: str) -> Fault | None:

@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from spatial_core.errors import ArtifactError
+
 _IN_MEMORY: Final = 1 << 17
 _PRAGMAS: Final = ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", "cache_size=-16384")
 
@@ -37,6 +39,9 @@ class WaitingHalves:
             key: what its partner will ask for.
             offset: of its member in the tar.
             packed: what is handed back.
+
+        Raises:
+            ArtifactError: if the overflow file cannot be written.
         """
         self._memory[key] = (offset, packed)
         if len(self._memory) > self._limit:
@@ -76,14 +81,21 @@ class WaitingHalves:
             self._overflow.unlink(missing_ok=True)
 
     def _move_to_file(self) -> None:
-        if self._file is None:
-            self._overflow.unlink(missing_ok=True)
-            self._file = sqlite3.connect(self._overflow, isolation_level=None)
-            for pragma in _PRAGMAS:
-                self._file.execute(f"PRAGMA {pragma}")
-            self._file.execute("CREATE TABLE halves (key BLOB PRIMARY KEY, offset INTEGER, packed BLOB) WITHOUT ROWID")
-        self._file.execute("BEGIN")
-        halves = ((key, offset, packed) for key, (offset, packed) in sorted(self._memory.items()))
-        self._file.executemany("INSERT INTO halves VALUES (?, ?, ?)", halves)
-        self._file.execute("COMMIT")
+        try:
+            if self._file is None:
+                self._file = self._create()
+            halves = ((key, offset, packed) for key, (offset, packed) in sorted(self._memory.items()))
+            self._file.execute("BEGIN")
+            self._file.executemany("INSERT INTO halves VALUES (?, ?, ?)", halves)
+            self._file.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise ArtifactError(f"{self._overflow}: cannot be written ({error})") from error
         self._memory = {}
+
+    def _create(self) -> sqlite3.Connection:
+        self._overflow.unlink(missing_ok=True)
+        file = sqlite3.connect(self._overflow, isolation_level=None)
+        for pragma in _PRAGMAS:
+            file.execute(f"PRAGMA {pragma}")
+        file.execute("CREATE TABLE halves (key BLOB PRIMARY KEY, offset INTEGER, packed BLOB) WITHOUT ROWID")
+        return file

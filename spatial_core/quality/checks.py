@@ -6,6 +6,7 @@ finiteness are matrix operations.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -194,8 +195,35 @@ def difficulty_sound(path: Path, merged_dir: Path | None = None) -> CheckOutcome
     return judge("difficulty_sound", faults, summary, **found)
 
 
+def checkpoint_sound(path: Path) -> CheckOutcome:
+    """Weights and record as their digests say, every weight finite, and at least one validation figure."""
+    # torch takes seconds to import, and most callers of this module never need it.
+    import torch
+
+    from spatial_core.metric_learning.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(path)
+    weights = list(checkpoint.projector.state_dict().values())
+    broken = sum(int((~torch.isfinite(tensor)).sum()) for tensor in weights)
+    faults = [f"{broken} weights are not finite"] if broken else []
+    parameters = sum(tensor.numel() for tensor in weights)
+    summary = f"epoch {checkpoint.epoch}, {parameters:,} parameters"
+    return judge("checkpoint_sound", faults, summary, parameters=parameters, metrics=dict(checkpoint.metrics))
+
+
+def report_sound(report_dir: Path) -> CheckOutcome:
+    """The report matches its digests and holds its page, its picture, its table and figures for a held-out split."""
+    wanted = ("metrics.json", "report.html", "summary.png", "summary.md")
+    faults = [f"{name} is missing" for name in wanted if not (report_dir / name).is_file()]
+    intact = artifact_intact(report_dir, "report_sound")
+    if not intact.passed:
+        faults.append(intact.summary)
+    rows = [] if faults else json.loads((report_dir / "metrics.json").read_text())["headline"]
+    return judge("report_sound", faults, f"{len(rows)} lines of figures", lines=len(rows))
+
+
 def vectors_sound(dataset_dir: Path) -> CheckOutcome:
-    """New-data vectors: unit length, finite, one of the three accounts (kept, rejected, filtered) for every row."""
+    """New-data vectors: finite, of unit length, in every part."""
     faults: list[str] = []
     total = 0
     parts = sorted((dataset_dir / "parts").glob("*.parquet"))

@@ -37,7 +37,7 @@ def chance(positives: npt.NDArray[np.int64], others: int, top_k: Sequence[int]) 
         for placed in range(right):
             none_yet[1:] *= np.clip(others - rank - placed, 0, None) / (others - placed)
         for k in recall:
-            recall[k] += weight * (1 - none_yet[min(k, others)])
+            recall[k] += weight * float(1 - none_yet[min(k, others)])
         reciprocal_rank += weight * float(((none_yet[:-1] - none_yet[1:]) / rank).sum())
         # A right answer stands at rank r with probability right / others, with (r - 1) (right - 1) / (others - 1)
         # further ones expected before it.

@@ -123,8 +123,10 @@ class _Client:
                 raise
             except (HTTPError, OSError) as error:
                 status = _status(error)
-                if wait_s is None or (status is not None and status not in _RETRY_STATUS):
-                    raise HubError(self._explain(step, status, error)) from None
+                final = status is not None and status not in _RETRY_STATUS
+                if final or wait_s is None:
+                    tries = 1 if final else len(self._waits_s) + 1
+                    raise HubError(self._explain(step, status, error, tries)) from None
                 time.sleep(wait_s)
         raise AssertionError("the last attempt returns or raises")
 
@@ -143,14 +145,13 @@ class _Client:
     def redact(self, text: str) -> str:
         return text.replace(self._token, "<token>")
 
-    def _explain(self, step: str, status: int | None, error: Exception) -> str:
+    def _explain(self, step: str, status: int | None, error: Exception, tries: int) -> str:
         cause = self.redact(" ".join(str(error).split()))[:300]
         if status in {401, 403}:
             return f"hub {self._repo_id}: {step} refused ({status}): the token is not valid or may not write there"
         if status == 404:
             return f"hub {self._repo_id}: {step}: no such repository, or the token may not see it"
-        tries = len(self._waits_s) + 1
-        return f"hub {self._repo_id}: {step} failed after {tries} tries ({status or type(error).__name__}: {cause})"
+        return f"hub {self._repo_id}: {step} failed, tries: {tries} ({status or type(error).__name__}: {cause})"
 
 
 def _status(error: Exception) -> int | None:

@@ -10,7 +10,6 @@ minimum distance: facade points a few metres apart may be one physical building.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +22,10 @@ import torch
 from torch import Tensor
 
 from spatial_core.errors import ArtifactError
+from spatial_core.geo.sphere import EARTH_RADIUS_M
 from spatial_core.metric_learning.bandit import BANDS
-from spatial_core.storage.parquet import open_parquet, read_columns
+from spatial_core.storage.parquet import open_parquet, read_columns, stream_batches
 
-EARTH_RADIUS_M = 6_371_008.8
 _BATCH_ROWS = 32_768  # with 150 neighbours an image about 200 MB of intermediate arrays
 _COLUMNS = ["target_coord_hash", "neighbor_building_ids", "neighbor_bands"]
 
@@ -62,7 +61,7 @@ class TableCounts:
     """What became of the table's neighbours.
 
     Args:
-        images: images of the split that can be anchors.
+        images: images that can be anchors.
         covered: of those, the ones with at least one candidate.
         neighbours: neighbours listed for them.
         elsewhere: of those, in buildings of other splits.
@@ -80,14 +79,6 @@ class TableCounts:
     kept: int
 
 
-def globe_positions(latitude_deg: Floats, longitude_deg: Floats) -> Floats:
-    """(B,) degrees -> (B, 3) unit vectors."""
-    latitude, longitude = np.radians(latitude_deg), np.radians(longitude_deg)
-    return np.stack(
-        [np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)], axis=-1
-    )
-
-
 def chord(first: Tensor, second: Tensor) -> Tensor:
     """Length of the straight line between unit vectors (..., 3), which grows with the ground distance."""
     return (first - second).square().sum(-1).sqrt()
@@ -103,6 +94,7 @@ def load_candidates(
     image_ids: pa.Array | pa.ChunkedArray,
     building_ids: pa.Array | pa.ChunkedArray,
     label: Integers,
+    wanted: npt.NDArray[np.bool_],
     *,
     positions: Floats | None = None,
     min_distance_m: float = 0.0,
@@ -114,7 +106,8 @@ def load_candidates(
         image_ids: (N,) streetview_image_id of the split's rows.
         building_ids: (B,) building_id by label.
         label: (N,) building of each row.
-        positions: (B, 3) from `globe_positions`; None when unknown, and then no neighbour is too near.
+        wanted: (N,) rows that can be anchors; the neighbours of others are not kept.
+        positions: (B, 3) unit vectors of the buildings' places on the globe; when None, no neighbour is too near.
         min_distance_m: neighbours nearer than this on the ground are left out.
 
     Raises:
@@ -122,21 +115,18 @@ def load_candidates(
         ArtifactError: if lists are null or of different lengths, a band is outside 0-6, or an image occurs twice.
     """
     file = open_parquet(path, _COLUMNS)
-    sizes = np.bincount(label, minlength=len(building_ids))
-    is_anchor = sizes[label] > 1
-    image_of_line = _images(path, image_ids, is_anchor)
+    image_of_line = _images(path, image_ids, wanted)
     start = np.zeros(len(label), dtype=np.int64)
     band_offsets = np.zeros((len(label), BANDS + 1), dtype=np.int16)
     building = np.empty(_listed(file), dtype=np.int32)  # an upper bound; pages beyond what is kept are never touched
     threshold = chord_of(min_distance_m) if positions is not None and min_distance_m > 0 else None
     line = used = elsewhere = own = near = listed = 0
-    for batch in _batches(path, file):
+    for batch in stream_batches(path, _COLUMNS[1:], _BATCH_ROWS):
         images = image_of_line[line : line + len(batch)]
         line += len(batch)
-        lengths, neighbour, band = _entries(path, batch, building_ids)
+        lengths, neighbour, band = _entries(path, batch.filter(pa.array(images >= 0)), building_ids)
+        images = images[images >= 0]
         index = np.repeat(np.arange(len(images)), lengths)
-        wanted = images[index] >= 0
-        index, neighbour, band = index[wanted], neighbour[wanted], band[wanted]
         anchor = label[images[index]]
         inside, other = neighbour >= 0, neighbour != anchor
         fit = inside & other
@@ -150,24 +140,23 @@ def load_candidates(
         ends = np.bincount(key, minlength=len(images) * BANDS).reshape(len(images), BANDS).cumsum(axis=1)
         if len(ends) and ends.max() > np.iinfo(np.int16).max:
             raise ArtifactError(f"{path}: {ends.max()} neighbours of one image; at most 32767 are supported")
-        taken = images >= 0
-        start[images[taken]] = (used + ends[:, -1].cumsum() - ends[:, -1])[taken]
-        band_offsets[images[taken], 1:] = ends[taken]
+        start[images] = used + ends[:, -1].cumsum() - ends[:, -1]
+        band_offsets[images, 1:] = ends
         building[used : used + len(kept)] = kept
         used += len(kept)
     available = np.packbits(np.diff(band_offsets, axis=1) > 0, axis=1, bitorder="little")[:, 0]
-    counts = TableCounts(int(is_anchor.sum()), int((available > 0).sum()), listed, elsewhere, own, near, used)
+    counts = TableCounts(int(wanted.sum()), int((available > 0).sum()), listed, elsewhere, own, near, used)
     arrays = (start, band_offsets, available, building[:used])
     return Candidates(*(torch.from_numpy(array) for array in arrays)), counts
 
 
-def _images(path: Path, image_ids: pa.Array | pa.ChunkedArray, is_anchor: npt.NDArray[np.bool_]) -> Integers:
+def _images(path: Path, image_ids: pa.Array | pa.ChunkedArray, wanted: npt.NDArray[np.bool_]) -> Integers:
     """Row of the split that each line of the table is about; -1 where it is none that can be an anchor."""
     images = _codes(read_columns(path, _COLUMNS[:1]).column(0), image_ids)
     found = images[images >= 0]
     if repeated := len(found) - len(np.unique(found)):
         raise ArtifactError(f"{path}: {repeated} images occur more than once; rebuild it with stage 'difficulty'")
-    return np.where((images >= 0) & is_anchor[images], images, -1)
+    return np.where((images >= 0) & wanted[images], images, -1)
 
 
 def _listed(file: pq.ParquetFile) -> int:
@@ -175,13 +164,6 @@ def _listed(file: pq.ParquetFile) -> int:
     metadata = file.metadata
     column = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path.startswith(_COLUMNS[2]))
     return sum(metadata.row_group(group).column(column).num_values for group in range(metadata.num_row_groups))
-
-
-def _batches(path: Path, file: pq.ParquetFile) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from file.iter_batches(batch_size=_BATCH_ROWS, columns=_COLUMNS[1:])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ArtifactError(f"{path}: damaged page ({str(error).splitlines()[0]}); rebuild this file") from error
 
 
 def _codes(values: pa.Array | pa.ChunkedArray, known: pa.Array | pa.ChunkedArray) -> Integers:
@@ -210,7 +192,7 @@ def _entries(
 
 
 def _nearer(positions: Floats, first: Integers, second: Integers, threshold: float) -> npt.NDArray[np.bool_]:
-    """Whether each pair of buildings is nearer than a chord; for -1, a building of another split, either answer."""
+    """Whether each pair of buildings is nearer than a chord; -1, a building of another split, may get either answer."""
     apart = positions[first]
     apart -= positions[second]
     near: npt.NDArray[np.bool_] = np.einsum("ij,ij->i", apart, apart) < threshold * threshold

@@ -94,6 +94,7 @@ class TripletSampler:
         generator: of every draw, on the device of `rows`.
         positions: (B, 3) unit vectors of the buildings' places on the globe, or None when unknown.
         min_chord: random negatives are redrawn while nearer than this (see `chord`); 0 = anything goes.
+        anchors: (A,) rows an epoch passes over; default all that have another image of their building.
 
     Raises:
         InputError: if the split has fewer than two buildings, or none with two images.
@@ -108,9 +109,10 @@ class TripletSampler:
         *,
         positions: Tensor | None = None,
         min_chord: float = 0.0,
+        anchors: Tensor | None = None,
     ) -> None:
         self.rows = rows
-        self.anchors = rows.anchors
+        self.anchors = rows.anchors if anchors is None else anchors
         if len(rows.size) < 2 or not len(self.anchors):
             raise InputError(
                 f"triplets need two buildings, one of them with two images; there are {len(rows.size)} buildings and "

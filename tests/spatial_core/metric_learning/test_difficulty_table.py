@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from pathlib import Path
 
@@ -12,11 +11,13 @@ import pytest
 
 from spatial_core import schemas
 from spatial_core.errors import ArtifactError, InputError
+from spatial_core.geo.sphere import haversine_m, unit_vectors
 from spatial_core.metric_learning import difficulty_table
 from spatial_core.metric_learning.bandit import BANDS
-from spatial_core.metric_learning.difficulty_table import Candidates, chord_of, globe_positions, load_candidates
+from spatial_core.metric_learning.difficulty_table import Candidates, chord_of, load_candidates
 from spatial_core.storage.parquet import parquet_sink
 
+BOTH = np.array([True, True])
 Lines = list[tuple[str, list[str], list[int]]]
 
 
@@ -40,12 +41,6 @@ def lists_of(candidates: Candidates, image: int) -> list[list[int]]:
     return [candidates.building[start + offsets[b] : start + offsets[b + 1]].tolist() for b in range(BANDS)]
 
 
-def haversine_m(a: tuple[float, float], b: tuple[float, float]) -> float:
-    lat1, lon1, lat2, lon2 = map(math.radians, (*a, *b))
-    h = math.sin((lat2 - lat1) / 2) ** 2 + math.cos(lat1) * math.cos(lat2) * math.sin((lon2 - lon1) / 2) ** 2
-    return 2 * 6_371_008.8 * math.asin(math.sqrt(h))
-
-
 @pytest.mark.parametrize("min_distance_m", [0.0, 60.0])
 @pytest.mark.parametrize("batch_rows", [5, 100_000])
 def test_arrays_hold_what_a_plain_loop_finds(
@@ -64,12 +59,13 @@ def test_arrays_hold_what_a_plain_loop_finds(
         lines.append((image, neighbours, [generator.randrange(BANDS) for _ in range(count)]))
     path = write_table(tmp_path / "difficulty.parquet", lines)
 
-    positions = globe_positions(*np.array(places).T)
+    positions = unit_vectors(*np.array(places).T)
     candidates, counts = load_candidates(
         path,
         pa.array(image_ids),
         pa.array(names),
         np.array(label),
+        np.array([label.count(own) > 1 for own in label]),
         positions=positions,
         min_distance_m=min_distance_m,
     )
@@ -81,7 +77,7 @@ def test_arrays_hold_what_a_plain_loop_finds(
         if label.count(own) > 1:
             for name, band in told.get(image_ids[image], []):
                 other = names.index(name) if name in names else own
-                if other != own and haversine_m(places[own], places[other]) >= min_distance_m:
+                if other != own and haversine_m(*map(np.float64, (*places[own], *places[other]))) >= min_distance_m:
                     expected[band].append(other)
         assert lists_of(candidates, image) == expected
         assert int(candidates.available[image]) == sum(1 << band for band in range(BANDS) if expected[band])
@@ -96,12 +92,12 @@ def test_arrays_hold_what_a_plain_loop_finds(
 
 def test_a_table_about_other_images_leaves_every_anchor_without(tmp_path: Path) -> None:
     path = write_table(tmp_path / "difficulty.parquet", [("0009_1", ["0001_1"], [0])])
-    candidates, counts = load_candidates(path, pa.array(["a", "b"]), pa.array(["0001_1"]), np.array([0, 0]))
+    candidates, counts = load_candidates(path, pa.array(["a", "b"]), pa.array(["0001_1"]), np.array([0, 0]), BOTH)
     assert len(candidates.building) == 0
     assert candidates.available.tolist() == [0, 0]
     assert (counts.images, counts.covered, counts.neighbours) == (2, 0, 0)
     empty = write_table(tmp_path / "empty.parquet", [])
-    assert load_candidates(empty, pa.array(["a", "b"]), pa.array(["x"]), np.array([0, 0]))[1].kept == 0
+    assert load_candidates(empty, pa.array(["a", "b"]), pa.array(["x"]), np.array([0, 0]), BOTH)[1].kept == 0
 
 
 @pytest.mark.parametrize(
@@ -118,7 +114,7 @@ def test_tables_that_contradict_themselves_are_refused(tmp_path: Path, lines: Li
     columns = [[line[i] for line in lines] for i in range(3)]
     pa.parquet.write_table(pa.table(dict(zip(difficulty_table._COLUMNS, columns, strict=True))), path)
     with pytest.raises(ArtifactError, match=cause):
-        load_candidates(path, pa.array(["a", "b"]), pa.array(["x", "y"]), np.array([0, 0]))
+        load_candidates(path, pa.array(["a", "b"]), pa.array(["x", "y"]), np.array([0, 0]), BOTH)
 
 
 def test_nulls_damage_and_missing_columns_are_refused(tmp_path: Path) -> None:
@@ -131,21 +127,21 @@ def test_nulls_damage_and_missing_columns_are_refused(tmp_path: Path) -> None:
         )
         pa.parquet.write_table(table, path)
         with pytest.raises(ArtifactError, match="null neighbours or bands"):
-            load_candidates(path, ids, names, label)
+            load_candidates(path, ids, names, label, BOTH)
     pa.parquet.write_table(pa.table({"target_coord_hash": ["a"]}), path)
     with pytest.raises(InputError, match="missing column neighbor_building_ids"):
-        load_candidates(path, ids, names, label)
+        load_candidates(path, ids, names, label, BOTH)
     write_table(path, [("a", ["x"] * 300, [0] * 300)])
     data = bytearray(path.read_bytes())
     bands = pa.parquet.read_metadata(path).row_group(0).column(3)
     data[(bands.dictionary_page_offset or bands.data_page_offset) + bands.total_compressed_size - 1] ^= 1
     path.write_bytes(data)
     with pytest.raises(ArtifactError, match="damaged page"):
-        load_candidates(path, ids, names, label)
+        load_candidates(path, ids, names, label, BOTH)
 
 
 def test_chords_are_ground_distances() -> None:
     here, there = (45.0, 7.0), (45.0003, 7.0002)
-    positions = globe_positions(*np.array([here, there]).T)
-    apart = haversine_m(here, there)
+    positions = unit_vectors(*np.array([here, there]).T)
+    apart = float(haversine_m(*map(np.float64, (*here, *there))))
     assert float(np.linalg.norm(positions[0] - positions[1])) == pytest.approx(chord_of(apart), rel=1e-7)

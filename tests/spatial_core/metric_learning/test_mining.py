@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_core.errors import InputError
+from spatial_core.geo.sphere import unit_vectors
 from spatial_core.metric_learning.bandit import BANDS, NO_BAND, BandUCB
-from spatial_core.metric_learning.difficulty_table import Candidates, chord_of, globe_positions
+from spatial_core.metric_learning.difficulty_table import Candidates, chord_of
 from spatial_core.metric_learning.mining import BuildingRows, TripletSampler
 
 Lists = list[list[tuple[int, int]]]
@@ -134,7 +135,7 @@ def test_bands_are_followed_by_the_sampler() -> None:
 def line(spacing_m: float, count: int) -> torch.Tensor:
     """Buildings along a meridian."""
     latitude = np.arange(count) * spacing_m / 111_194.9
-    return torch.from_numpy(globe_positions(latitude, np.full(count, 7.0)))
+    return torch.from_numpy(unit_vectors(latitude, np.full(count, 7.0)))
 
 
 def test_random_negatives_keep_their_distance_where_they_can() -> None:

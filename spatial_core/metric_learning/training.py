@@ -1,0 +1,163 @@
+"""Stage `train`: splits and difficulty table -> checkpoints of a projection head.
+
+`checkpoint_best` is replaced whenever validation improves and is a valid checkpoint at any time, but counts as
+finished only with its manifest, which is written last. How runs are interrupted and continued: see `session`.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spatial_core.config.sections import TrainingModelSection
+from spatial_core.config.settings import Settings
+from spatial_core.errors import ConfigError, InputError
+from spatial_core.metric_learning.checkpoint import BEST, FINAL, record_path
+from spatial_core.metric_learning.projector import Projector, ProjectorConfig
+from spatial_core.metric_learning.session import Session
+from spatial_core.metric_learning.trainer import Trainer, arithmetic
+from spatial_core.metric_learning.training_data import load_training_data, training_seed
+from spatial_core.metric_learning.training_state import STATE
+from spatial_core.metric_learning.validation import Selection
+from spatial_core.report import Progress, Report, silent
+from spatial_core.storage.atomic import exclusive
+from spatial_core.storage.digests import sha256_file
+from spatial_core.storage.hardware import usable_cores
+from spatial_core.storage.provenance import (
+    Provenance,
+    artifact_digest,
+    finished,
+    read_manifest,
+    record_artifact,
+    stage_key,
+)
+
+STAGE = "train"
+CODE_VERSION = "1"
+# Keys of [training] that no number in a checkpoint depends on, or that are recorded in another form.
+_UNUSED = {"best_training_trial_name_pattern", "best_training_metric_name", "resume_from_checkpoint", "seed"}
+
+
+def train_projector(
+    merged_dir: Path, difficulty: Path, output_dir: Path, settings: Settings, progress: Progress = silent
+) -> Report:
+    """Train the projection head.
+
+    Args:
+        merged_dir: folder with `train.parquet` and `val.parquet`.
+        difficulty: difficulty table; images it does not list get random negatives.
+        output_dir: folder of checkpoints: `checkpoint_best`, `checkpoint_final` and every few epochs
+            `checkpoint_epoch_N`, each as .safetensors and .json, and `training_state.safetensors`.
+        settings: [training], [training_model], data.min_negative_distance_m and the seed.
+        progress: called with triplets seen.
+
+    Returns:
+        Report in training images; its artifact is `checkpoint_best.safetensors`.
+
+    Raises:
+        InputError: if the splits have no two buildings to form triplets from, or a file is missing.
+        ConfigError: if settings do not fit the data or each other.
+        ArtifactError: if inputs are damaged, or train and val come from different models.
+        ModelError: if training diverges, or the checkpoint to start from does not fit.
+    """
+    started = time.perf_counter()
+    Selection(settings.training.selection_metric)  # refused before anything is read
+    start = _start(settings, output_dir)
+    config = _config(settings)
+    inputs = _inputs(merged_dir, difficulty, start)
+    key = stage_key(STAGE, CODE_VERSION, config, inputs)
+    artifact = output_dir / BEST
+    with exclusive(artifact):
+        if (done := finished(artifact, key)) is not None and record_path(artifact).is_file():
+            return done
+        device = _device(settings.infrastructure.device)
+        threads = settings.infrastructure.threads or usable_cores()
+        with arithmetic(settings.training.precision, device, threads, training_seed(settings)):
+            data = load_training_data(merged_dir, difficulty, output_dir, settings, device)
+            head = ProjectorConfig.from_head(settings.head, data.train.dim)
+            trainer = Trainer(Projector(head).to(device), data.train, data.sampler, settings.training)
+            provenance = Provenance(
+                STAGE,
+                CODE_VERSION,
+                settings.digest,
+                config,
+                inputs,
+                model=data.backbone.model,
+                preprocessing=data.backbone.preprocessing,
+            )
+            details = Session(output_dir, settings, trainer, data, provenance, start=start).run(progress)
+        train = data.train
+        images = int(train.has_partner.sum())
+        report = Report(
+            stage=STAGE,
+            artifact=artifact,
+            rows=images,
+            rows_in=train.rows_in_file,
+            kept=images,
+            rejected={
+                "not_sampled": train.rows_in_file - len(train.label),
+                "only_image_of_building": len(train.label) - images,
+            },
+            seconds=time.perf_counter() - started,
+            bytes=artifact.stat().st_size,
+            unit="training images",
+            details=details,
+        )
+        record_artifact(artifact, key, provenance, report)
+    return report
+
+
+def _config(settings: Settings) -> dict[str, Any]:
+    """The settings that checkpoints depend on, by dotted name; no paths."""
+    training = settings.training.model_dump(mode="json")
+    own = {name: value for name, value in training.items() if name not in TrainingModelSection.model_fields}
+    return {
+        **{
+            f"training_model.{name}": value
+            for name, value in settings.head.model_dump(mode="json").items()
+            if name in TrainingModelSection.model_fields
+        },
+        **{f"training.{name}": value for name, value in own.items() if name not in _UNUSED},
+        "training.seed": training_seed(settings),
+        "data.min_negative_distance_m": settings.data.min_negative_distance_m,
+    }
+
+
+def _inputs(merged_dir: Path, difficulty: Path, start: Path | None) -> dict[str, str]:
+    if read_manifest(merged_dir) is not None:
+        inputs = {"merged_splits": artifact_digest(merged_dir)}
+    else:  # the folder of another program may hold anything
+        paths = [merged_dir / f"{name}.parquet" for name in ("train", "val")]
+        inputs = {path.stem: artifact_digest(path) for path in paths if path.exists()}
+    inputs["difficulty_metadata"] = artifact_digest(difficulty)
+    if start is not None:
+        inputs["resume_from_checkpoint"] = sha256_file(start)
+    return inputs
+
+
+def _start(settings: Settings, output_dir: Path) -> Path | None:
+    """The checkpoint to start from, absolute."""
+    named = settings.training.resume_from_checkpoint
+    if named is None:
+        return None
+    path = (settings.base_dir / named.expanduser()).resolve()
+    if not path.is_file():
+        raise InputError(f"{path}: no such checkpoint (training.resume_from_checkpoint)")
+    if path.parent == output_dir.resolve() and path.name in {BEST, FINAL, STATE}:
+        raise ConfigError(f"{path}: training would overwrite the checkpoint it starts from; name another output folder")
+    return path
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"infrastructure.device is {name!r}; it must be auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"infrastructure.device is {name!r}, but torch finds no CUDA device; use auto or cpu")
+    return device

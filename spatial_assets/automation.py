@@ -17,27 +17,52 @@ minute helps nobody. A person may materialize it again at any time.
 
 from __future__ import annotations
 
+from typing import Any
+
 import dagster as dg
 
 _If = dg.AutomationCondition
+_Condition = dg.AutomationCondition[Any]
 
-never_made = (
-    _If.missing()
-    .newly_true()
-    .since((_If.newly_requested() | _If.newly_updated()).with_label("asked for or made"))
-    .with_label("never made nor asked for")
-)
+RAW = dg.AssetSelection.assets("raw_tars", "packaged_images")
+
+_handled = (_If.newly_requested() | _If.newly_updated()).with_label("asked for or made")
+_dep_updated = _If.any_deps_match(_If.newly_updated())
+
+never_made = _If.missing().newly_true().since(_handled).with_label("never made nor asked for")
 """Edge on a level. On the very first evaluation everything missing is newly true, so keys that were registered before
 the daemon ran for the first time are asked for too (`eager()` leaves them out). After a request it stays false whether
 that failed, was cancelled or succeeded, so a cancelled run is not started again behind the person's back."""
 
-inputs_changed = (
-    _If.any_deps_updated()
-    .since(_If.newly_requested().with_label("asked for"))
-    .with_label("inputs changed since last asked for")
-)
-"""Edge. Only a request clears it, never the mere end of a run: an input that changes while a run is already reading the
-old one would otherwise be forgotten. An input updated by the same run as the asset itself does not count."""
+
+def _until_asked_for(edge: _Condition, label: str) -> _Condition:
+    """Keep an edge until a request answers it.
+
+    Only a request clears it, never the mere end of a run: an input that changes while a run is already reading the old
+    one would otherwise be forgotten. A request is seen one tick after it was made; an edge on that very tick is newer
+    than the request, so it is kept.
+    """
+    return edge.since((_If.newly_requested() & ~edge).with_label("asked for")).with_label(label)
+
+
+raw_replaced = _until_asked_for(_dep_updated.allow(RAW), "raw file new or replaced since last asked for")
+"""Edge. Raw files change on their own, never within a run."""
+
+_made_updated = _dep_updated.ignore(RAW)
+input_made_again = (
+    _made_updated.since(_If.newly_updated() | (_If.newly_requested() & ~_made_updated)).with_label(
+        "input made since last made or asked for"
+    )
+    | _If.any_deps_match(_If.will_be_requested()).with_label("input asked for now")
+).with_label("input made again")
+"""Edge. Cleared by the asset's own update too, because one run makes an input and then the asset itself. When that run
+fails in between, the input stays newer, and the asset is asked for once more: so the good keys of a range go on.
+
+`any_deps_updated()` would tell updates of the same run apart by itself, but for partitions it compares with the latest
+materialized key only, and so asks again for all other keys of a run over a range (Dagster 1.13)."""
+
+inputs_changed = _until_asked_for(_If.any_deps_updated(), "inputs changed since last asked for")
+"""Edge, for single artifacts. An input made by the same run does not count."""
 
 idle = (~_If.in_progress()).with_label("not being made")
 """Level. Nothing is asked for twice at a time; `exclusive()` in the library would refuse the second writer anyway."""
@@ -56,16 +81,20 @@ for ever, and going ahead at every key would train a hundred times during a back
 something is there and nothing upstream is running or queued, with what is there. A tar that failed joins later, when it
 is repaired; the standing checks name it."""
 
-checked = _If.all_deps_blocking_checks_passed()
-"""Level. Inside one run a failed blocking check stops what follows; this holds it back in other runs too."""
+not_refused = (~_If.any_deps_match(_If.any_checks_match(_If.check_failed(), blocking_only=True))).with_label(
+    "no input failed a blocking check"
+)
+"""Level. Inside one run a failed blocking check stops what follows; this holds it back in other runs too. It asks for
+no failure rather than for a pass: an asset reports its checks together with itself, so a check without a verdict is one
+that a cancelled run had planned, and says nothing about the artifact that lies there."""
 
-per_key = ((never_made | inputs_changed) & idle & inputs_there).with_label("per_key")
+per_key = ((never_made | raw_replaced | input_made_again) & idle & inputs_there).with_label("per_key")
 """Of one tar or one drop: when its key appears, when its raw file is replaced, when its input was made again."""
 
 from_all_keys = ((never_made | inputs_changed) & idle & some_input_there).with_label("from_all_keys")
 """Of all tars together: once, after the last of the running ones."""
 
-after_inputs = ((never_made | inputs_changed) & idle & inputs_there & checked).with_label("after_inputs")
+after_inputs = ((never_made | inputs_changed) & idle & inputs_there & not_refused).with_label("after_inputs")
 """The chain of single artifacts (training, report, model): in the same run as what they follow where possible."""
 
 
@@ -78,16 +107,9 @@ def per_key_with_model(drop: str, model: str) -> dg.AutomationCondition[dg.Asset
     nothing.
     """
     own = dg.AssetSelection.assets(drop)
-    drop_changed = (
-        _If.any_deps_updated()
-        .allow(own)
-        .since(_If.newly_requested().with_label("asked for"))
-        .with_label("drop replaced since last asked for")
-    )
-    model_changed = (
-        _If.asset_matches(model, _If.data_version_changed())
-        .since(_If.newly_requested().with_label("asked for"))
-        .with_label("model changed since last asked for")
+    drop_changed = _until_asked_for(_dep_updated.allow(own), "drop replaced since last asked for")
+    model_changed = _until_asked_for(
+        _If.asset_matches(model, _If.data_version_changed()), "model changed since last asked for"
     )
     ready = (~_If.any_deps_missing() & ~_If.any_deps_in_progress().allow(own)).with_label("drop and model there")
-    return ((never_made | drop_changed | model_changed) & idle & ready & checked).with_label("per_key_with_model")
+    return ((never_made | drop_changed | model_changed) & idle & ready & not_refused).with_label("per_key_with_model")

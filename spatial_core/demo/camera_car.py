@@ -12,6 +12,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from multiprocessing.connection import wait
+from types import TracebackType
+from typing import Self
 
 from spatial_core.config.sections import DemoSection
 from spatial_core.demo.layout import plan_district, stream
@@ -21,7 +23,7 @@ from spatial_core.demo.view import View
 from spatial_core.storage.hardware import usable_cores
 
 _AHEAD = 4
-_TOO_FEW_FOR_PROCESSES = 12
+_WORTH_PROCESSES = 32
 
 
 @dataclass(frozen=True)
@@ -101,23 +103,39 @@ def take(job: Job) -> list[Shot]:
     return shots
 
 
-def take_all(jobs: Sequence[Job]) -> Iterator[list[Shot]]:
-    """`take` every job, on all usable cores, in order, with a bounded number of jobs waiting to be collected."""
-    cores = usable_cores()
-    if cores == 1 or len(jobs) <= _TOO_FEW_FOR_PROCESSES:
-        yield from map(take, jobs)
-        return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cores, mp_context=context, initializer=_end_with_parent) as pool:
+class CameraCars:
+    """Takes pictures on all usable cores. Its processes start with the first large list of jobs and end with the block.
+
+    Starting a process imports the calling program anew, which is why one set of them serves a whole city.
+    """
+
+    def __init__(self) -> None:
+        self._cores = usable_cores()
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+
+    def take_all(self, jobs: Sequence[Job]) -> Iterator[list[Shot]]:
+        """`take` every job, in order, with a bounded number of jobs waiting to be collected."""
+        if self._pool is None and (self._cores == 1 or len(jobs) < _WORTH_PROCESSES):
+            yield from map(take, jobs)
+            return
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self._cores, mp_context=context, initializer=_end_with_parent)
         queue = iter(jobs)
-        running: deque[Future[list[Shot]]] = deque(pool.submit(take, job) for job in islice(queue, _AHEAD * cores))
-        try:
-            while running:
-                yield running.popleft().result()
-                running.extend(pool.submit(take, job) for job in islice(queue, 1))
-        finally:
-            for future in running:
-                future.cancel()
+        running: deque[Future[list[Shot]]] = deque()
+        for job in islice(queue, _AHEAD * self._cores):
+            running.append(self._pool.submit(take, job))
+        while running:
+            yield running.popleft().result()
+            for job in islice(queue, 1):
+                running.append(self._pool.submit(take, job))
 
 
 def _end_with_parent() -> None:

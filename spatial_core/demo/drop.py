@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from spatial_core.config.settings import Settings
-from spatial_core.demo.camera_car import Job, take_all
+from spatial_core.demo.camera_car import CameraCars, Job
 from spatial_core.demo.layout import FIRST_DATASET, UNSEEN_DISTRICT, plan_district
 from spatial_core.demo.tars import FIRST_PATCH
 from spatial_core.demo.truth import Ledger, truth_row
@@ -30,7 +30,7 @@ DROP = pa.schema(
 )
 
 
-def write_drop(path: Path, truth_dir: Path, settings: Settings) -> Report:
+def write_drop(path: Path, truth_dir: Path, settings: Settings, cars: CameraCars) -> Report:
     """Write the parquet of new pictures, unless it is there as it would be written."""
     ledger = Ledger(path, truth_dir / path.name, settings, settings.pick("global.seed", "demo"))
     with exclusive(path):
@@ -39,7 +39,7 @@ def write_drop(path: Path, truth_dir: Path, settings: Settings) -> Report:
         images: dict[str, list[Any]] = {"image_bytes": [], "OSMID": [], "is_valid": []}
         rows: list[dict[str, Any]] = []
         jobs = list(_jobs(settings))
-        for number, (job, shots) in enumerate(zip(jobs, take_all(jobs), strict=True)):
+        for number, (job, shots) in enumerate(zip(jobs, cars.take_all(jobs), strict=True)):
             osmid = FIRST_OSMID + 37 * number
             for shot in shots:
                 seen = job.district != UNSEEN_DISTRICT

@@ -1,4 +1,4 @@
-"""The retrieval report as Dagster shows it: the metrics as a table, the figure inline, a link to the page."""
+"""The retrieval report as Dagster shows it: tables, the picture inline, figures it can plot over time, the page."""
 
 from __future__ import annotations
 
@@ -12,18 +12,27 @@ import dagster as dg
 from spatial_core.config.settings import Settings
 from spatial_core.report import Report
 
-# Event log entries are database rows: a larger figure stays in the report and is linked only.
+# Event log entries are database rows: a larger picture stays in the report and is only linked.
 _MAX_INLINE_BYTES = 400_000
+_PLOTTED = ("recall@1", "recall@5", "recall@10", "mAP", "MRR")
 
 
 def report_preview(settings: Settings, report: Report) -> Mapping[str, Any]:
     """Metadata of a finished report folder."""
     folder = report.artifact
     page = folder / "report.html"
-    metadata: dict[str, Any] = {"page": dg.MetadataValue.url(page.as_uri()), "page_path": dg.MetadataValue.path(page)}
-    figure = folder / "summary.png"
-    if figure.is_file() and figure.stat().st_size <= _MAX_INLINE_BYTES:
-        metadata["figure"] = dg.MetadataValue.md(inline_image(figure, "recall of raw features and of the projector"))
+    metadata: dict[str, Any] = {
+        "page": dg.MetadataValue.path(page),
+        "page_url": dg.MetadataValue.url(page.as_uri()),
+        "metrics": dg.MetadataValue.md((folder / "summary.md").read_text()),
+    }
+    picture = folder / "summary.png"
+    if picture.stat().st_size <= _MAX_INLINE_BYTES:
+        metadata["picture"] = dg.MetadataValue.md(inline_image(picture, "recall of raw features and of the projector"))
+    for line in report.details.get("headline", ()):
+        for metric in _PLOTTED:
+            if line.get(metric) is not None:
+                metadata[f"{line['split']} {line['method']} {metric}"] = float(line[metric])
     return metadata
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 from spatial_core.errors import TarError
-from spatial_core.images.decode import ImageError, JpegHeader, decode_jpeg, read_header
+from spatial_core.images.decode import ImageError, check_jpeg, read_header
 from spatial_core.street_view.metadata import MAX_TEXT_BYTES, FacadeView, MetadataError, parse_metadata
 from spatial_core.street_view.tar_index import TarMember
 
@@ -27,7 +27,6 @@ MAX_IMAGE_BYTES: Final = 64 << 20
 _WORK_BYTES: Final = 96 << 20
 _BYTES_PER_PIXEL: Final = 6
 _USUAL_PIXEL_BYTES: Final = 640 * 640 * _BYTES_PER_PIXEL
-_REDUCED_SIDE_PX: Final = 256
 _IMAGE_SUFFIXES: Final = frozenset({".jpg", ".jpeg"})
 _KINDS_IN_WORDS: Final = {
     "directory": "a folder",
@@ -169,16 +168,14 @@ def _inspect_image(fd: int, path: Path, member: TarMember, budget: MemoryBudget)
         header = read_header(data)
         need = member.size + header.width * header.height * _BYTES_PER_PIXEL
         if need <= usual:
-            return _decode(data, header, 0)
+            return _judge(data)
         del data  # waiting for more while holding some could stop every thread
-    # A picture too large for the budget is decoded at reduced scale: that goes through the same entropy-coded stream to
-    # its last bit, which is what can be damaged, and only skips the arithmetic behind it.
     with budget.hold(need):
-        return _decode(_read(fd, path, member), header, _REDUCED_SIDE_PX if need > budget.capacity else 0)
+        return _judge(_read(fd, path, member))
 
 
-def _decode(data: bytes, header: JpegHeader, min_side_px: int) -> ImageFacts:
-    decode_jpeg(data, min_side_px=min_side_px)
+def _judge(data: bytes) -> ImageFacts:
+    header = check_jpeg(data)
     return ImageFacts(header.width, header.height, hashlib.sha256(data).digest())
 
 

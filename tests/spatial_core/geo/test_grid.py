@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_core.geo.grid import grid_cells
 from spatial_core.geo.sphere import haversine_m
 
 
+@settings(deadline=None)
 @given(st.floats(-85, 85), st.floats(-180, 179.9), st.sampled_from([100.0, 500.0, 2000.0]))
 def test_a_cell_has_the_side_it_should(lat: float, lon: float, side_m: float) -> None:
     # Walk east and north in steps of 1 % of the side and see where the cell changes.
@@ -27,6 +28,7 @@ def test_a_cell_has_the_side_it_should(lat: float, lon: float, side_m: float) ->
     assert widths == pytest.approx(100, abs=2.01 if side_m < 2000 else 3.01)
 
 
+@settings(deadline=None)
 @given(st.floats(-90, 90), st.floats(-180, 180), st.sampled_from([30.0, 500.0, 5_000_000.0]))
 def test_points_of_one_cell_lie_within_its_diagonal(lat: float, lon: float, side_m: float) -> None:
     rng = np.random.default_rng(0)

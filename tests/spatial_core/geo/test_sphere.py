@@ -30,6 +30,7 @@ def test_antipodes_are_half_a_circumference_apart() -> None:
     assert far[0] == pytest.approx(math.pi * EARTH_RADIUS_M)
 
 
+@settings(deadline=None)
 @given(degrees, degrees)
 def test_agrees_with_the_law_of_cosines(first: tuple[float, float], second: tuple[float, float]) -> None:
     ours = haversine_m(*(np.array([value]) for value in (*first, *second)))
@@ -41,7 +42,7 @@ def test_agrees_with_the_law_of_cosines(first: tuple[float, float], second: tupl
     assert ours[0] == pytest.approx(2 * EARTH_RADIUS_M * math.asin(min(1.0, chord / 2)), rel=1e-6, abs=1e-6)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 40), st.integers(0, 40), st.floats(1, 500))
 def test_nearest_agrees_with_a_plain_loop(seed: int, count: int, others: int, limit_m: float) -> None:
     rng = np.random.default_rng(seed)

@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spatial_core.errors import ArtifactError
@@ -45,6 +45,7 @@ def as_dict(index: BuildingIndex) -> dict[tuple[int, int], tuple[int, int, float
     }
 
 
+@settings(deadline=None)
 @given(images, st.integers(0, 40))
 def test_counts_and_places_agree_with_a_loop(pairs: list[tuple[int, int]], cut: int) -> None:
     dataset, target, patch = columns(pairs)
@@ -63,6 +64,7 @@ def test_counts_and_places_agree_with_a_loop(pairs: list[tuple[int, int]], cut: 
     assert whole.disagreeing == len(pairs) - len(expected)  # every image of a building was given another place
 
 
+@settings(deadline=None)
 @given(images, images)
 def test_rows_finds_each_building_and_no_other(known: list[tuple[int, int]], asked: list[tuple[int, int]]) -> None:
     dataset, target, patch = columns(known)

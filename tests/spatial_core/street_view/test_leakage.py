@@ -17,7 +17,7 @@ def buildings(lat: np.ndarray, lon: np.ndarray) -> BuildingIndex:
     return BuildingIndex(number * 0, number, np.full(len(lat), 2, np.int32), number, lat, lon)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 60))
 def test_shares_agree_with_a_double_loop(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from spatial_core.config.sections import DataSection
@@ -52,6 +53,7 @@ def test_block_ratios_hold_within_the_sampling_error_of_cells() -> None:
         assert np.mean(split == code) == pytest.approx(ratio, abs=5 * np.sqrt(ratio * (1 - ratio) / cells))
 
 
+@hypothesis_settings(deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from(["building", "spatial_block"]), st.integers(1, 300))
 def test_a_building_keeps_its_split_whatever_is_added(seed: int, strategy: Any, count: int) -> None:
     index = city(300, 3)
@@ -114,6 +116,7 @@ def test_the_hash_is_pinned() -> None:
     assert fractions.tolist() == [0.774170343364715, 0.6341066706961344, 0.25995503174397616]
 
 
+@hypothesis_settings(deadline=None)
 @given(st.text(max_size=9), st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1))
 def test_the_hash_agrees_with_unbounded_integers(key: str, first: int, second: int) -> None:
     assert hash_fractions(key, np.array([first]), np.array([second]))[0] == plain_hash(key, first, second)

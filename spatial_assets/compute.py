@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
 from typing import IO, Protocol
@@ -131,14 +131,13 @@ def _pass_on(stream: IO[str] | None, tail: deque[str]) -> None:
 
 
 def _end_group(process: Popen[str]) -> None:
-    """Ask the child to end and clean up; after the grace period, end it and whatever it started."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(_GRACE_S)
-        except TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    """Ask the child to end and clean up; after the grace period, end it. What it started never outlives it."""
+    process.terminate()
+    with suppress(TimeoutExpired):
+        process.wait(_GRACE_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _how_it_ended(code: int) -> str:

@@ -85,7 +85,8 @@ def end_cleanly_on_termination() -> None:
 def end_with_parent() -> None:
     """End this process when its standard input closes: the parent holds the other end and never writes.
 
-    A parent that is killed outright can tell its child nothing, but the kernel closes its files.
+    A parent that is killed outright can tell its child nothing, but the kernel closes its files. What has not ended
+    after a grace period is ended, with everything it started if it leads a process group.
     """
 
     def wait_for_parent() -> None:
@@ -93,6 +94,8 @@ def end_with_parent() -> None:
             continue
         os.kill(os.getpid(), signal.SIGTERM)
         threading.Event().wait(_GRACE_S)
+        if os.getpgrp() == os.getpid():
+            os.killpg(os.getpid(), signal.SIGKILL)
         os._exit(128 + signal.SIGTERM)
 
     threading.Thread(target=wait_for_parent, name="parent-watch", daemon=True).start()

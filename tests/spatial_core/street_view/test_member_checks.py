@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from spatial_core.errors import TarError
 from spatial_core.images import decode
+from spatial_core.street_view import member_checks
 from spatial_core.street_view.member_checks import (
     Fault,
     ImageFacts,
@@ -157,3 +159,35 @@ def test_budget_is_never_exceeded_and_large_holders_work_alone() -> None:
 def test_more_than_the_whole_budget_is_still_served() -> None:
     with MemoryBudget(capacity=10).hold(1000):
         pass
+
+
+def test_images_beyond_the_usual_size_are_judged_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = noisy_picture(np.random.default_rng(3), progressive=False)
+    usual = verdict(tmp_path / "t", sound), verdict(tmp_path / "t", sound[:-9])
+    monkeypatch.setattr(member_checks, "_USUAL_PIXEL_BYTES", 0)
+    assert (verdict(tmp_path / "t", sound), verdict(tmp_path / "t", sound[:-9])) == usual
+    assert usual[1] == "image_corrupt"
+
+
+def test_members_too_long_to_hold_are_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "0101.tar"
+    path.touch()
+    os.truncate(path, member_checks.MAX_IMAGE_BYTES + 1)
+    fd = os.open(path, os.O_RDONLY)
+    image = Task(member("a.jpg", size=member_checks.MAX_IMAGE_BYTES + 1), "image", "a")
+    text = Task(member("a.txt", size=20_000), "text", "a")
+    found = inspect(fd, path, [image, text], 101, MemoryBudget())
+    os.close(fd)
+    assert [finding.reason for finding in found if isinstance(finding, Fault)] == [
+        "image_too_many_bytes",
+        "text_too_long",
+    ]
+
+
+def test_a_tar_that_shrank_is_an_error_not_a_fault_of_the_image(tmp_path: Path) -> None:
+    path = tmp_path / "0101.tar"
+    path.write_bytes(bytes(100))
+    fd = os.open(path, os.O_RDONLY)
+    with pytest.raises(TarError, match=r"0101\.tar: byte 100: the file ends inside the data of 'a\.jpg'"):
+        inspect(fd, path, [Task(member("a.jpg", size=500), "image", "a")], 101, MemoryBudget())
+    os.close(fd)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spatial_core.errors import ArtifactError
 from spatial_core.street_view.waiting_halves import WaitingHalves
 
 
@@ -34,3 +35,8 @@ def test_what_a_killed_run_left_is_not_read(tmp_path: Path) -> None:
     with WaitingHalves(tmp_path / "overflow", 0) as waiting:
         waiting.add(b"k", 1, b"packed")
         assert waiting.pop(b"k") == b"packed"
+
+
+def test_an_overflow_that_cannot_be_written(tmp_path: Path) -> None:
+    with WaitingHalves(tmp_path / "missing" / "overflow", 0) as waiting, pytest.raises(ArtifactError, match="overflow"):
+        waiting.add(b"k", 1, b"packed")

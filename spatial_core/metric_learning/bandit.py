@@ -6,7 +6,7 @@ would deal it while rewards are awaited: every pick raises the count of its band
 exploration term, while means and the total stand still until the batch is rewarded. An anchor can only use bands it
 has candidates in, so this is worked out for each of the 127 possible sets of bands, all of them together in a few
 tensor operations: bands' scores at successive simulated counts are sorted once, and a set's picks are the best scores
-among its own bands.
+among its own bands; of equal scores the band picked less often comes first.
 """
 
 from __future__ import annotations

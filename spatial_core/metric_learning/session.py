@@ -99,6 +99,7 @@ class Session:
     def run(self, progress: Progress) -> dict[str, Any]:
         """Train; returns the report's details."""
         training = self._settings.training
+        self._sweep()
         resumed = self._continue_own()
         if not resumed and self._start is not None:
             self._start_from(self._start)
@@ -209,6 +210,12 @@ class Session:
         """Final checkpoint, and the best one again, now with the whole history."""
         self._publish_epoch(FINAL)
         self._publish_best()
+
+    def _sweep(self) -> None:
+        """Remove what a killed run was just writing; the caller holds the folder's lock."""
+        for name in ("checkpoint_*", "training_state"):
+            for path in self._output_dir.glob(f".{name}.*.partial"):
+                path.unlink()
 
     def _remove_earlier_run(self) -> None:
         """Checkpoints of a run with other settings or inputs would be mixed up with those of this one."""

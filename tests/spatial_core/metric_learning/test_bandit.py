@@ -25,10 +25,10 @@ def plain_score(counts: list[float], sums: list[float], band: int, c: float, ext
 
 
 def plain_deal(counts: list[float], sums: list[float], bands: list[int], size: int, c: float) -> list[int]:
-    """Pick after pick, each raising its band's count at once."""
+    """Pick after pick, each raising its band's count at once; of equal scores the one picked less often."""
     picked = [0] * BANDS
     for _ in range(size):
-        best = max(bands, key=lambda band: (plain_score(counts, sums, band, c, picked[band]), -band))
+        best = max(bands, key=lambda band: (plain_score(counts, sums, band, c, picked[band]), -picked[band], -band))
         picked[best] += 1
     return picked
 

@@ -114,9 +114,9 @@ def encode_weights(state_dict: Mapping[str, Tensor], provenance: Provenance | No
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> str:
     """Write `path` (.safetensors) and its JSON; returns the SHA-256 of the weights file.
 
-    Both files are complete and flushed before either takes its name, and the JSON takes its first, so that weights never
-    appear without it. Where a checkpoint is replaced, a process killed exactly between the two leaves weights that the
-    JSON denies, which loading reports.
+    Both files are complete and flushed before either takes its name, and the JSON takes its first, so that weights
+    never appear without it. Where a checkpoint is replaced, a process killed exactly between the two leaves weights
+    that the JSON denies, which loading reports.
     """
     data = encode_weights(checkpoint.projector.state_dict(), checkpoint.provenance)
     digest = hashlib.sha256(data).hexdigest()

@@ -133,7 +133,7 @@ def test_many_tars_train_once(daemon) -> None:
     runs = [daemon.start(TAR_ASSETS, keys[start : start + 2]) for start in range(0, 8, 2)]
     for number, run in enumerate(runs):
         assert daemon.decide() == {}, f"asked for something with {number} of 4 runs done"
-        daemon.finish(run, {asset: keys[2 * number : 2 * number + 2] for asset in TAR_ASSETS})
+        daemon.finish(run, dict.fromkeys(TAR_ASSETS, keys[2 * number : 2 * number + 2]))
     requested = daemon.decide()
     assert sorted(requested) == CHAIN
     run_everything(daemon, requested)

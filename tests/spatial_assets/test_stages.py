@@ -18,19 +18,21 @@ KEYS = ["0901", "0902", "0903", "0904"]
 
 
 @pytest.fixture(scope="module")
-def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dirty_city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four tars; the last has faults planted in it."""
     folder = tmp_path_factory.mktemp("city")
-    run_stage(StageCall("demo-data", {"output_dir": str(folder)}, Settings(demo=CITY, base_dir=folder)))  # type: ignore[arg-type]
+    settings = Settings(demo=CITY, base_dir=folder)  # type: ignore[arg-type]
+    run_stage(StageCall("demo-data", {"output_dir": str(folder)}, settings))
     return folder
 
 
 @pytest.fixture
-def raw(lake, city: Path, instance) -> Path:
+def raw(lake, dirty_city: Path, instance) -> Path:
     """The city's tars in the lake, registered."""
     lake.write(compute={"isolation": "in_process"})
     lake.raw.mkdir(parents=True)
     for key in KEYS:
-        (lake.raw / f"{key}.tar").write_bytes((city / "raw" / f"{key}.tar").read_bytes())
+        (lake.raw / f"{key}.tar").write_bytes((dirty_city / "raw" / f"{key}.tar").read_bytes())
     instance.add_dynamic_partitions("tar", KEYS)
     return lake.raw
 

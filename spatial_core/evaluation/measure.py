@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spatial_core.config.settings import Settings
-from spatial_core.errors import ModelError
+from spatial_core.errors import ConfigError, ModelError
 from spatial_core.evaluation.bands import PAIRS, RECALL, band_breakdowns, read_look_alikes
 from spatial_core.evaluation.breakdowns import angle_breakdown, distance_breakdown, views_breakdown
 from spatial_core.evaluation.gallery import Gallery, choose_examples
@@ -98,7 +99,9 @@ def measure(places: Places, checkpoint: Checkpoint, settings: Settings, progress
         InputError: if the training split, or a column, is missing.
         ArtifactError: if a file is damaged.
         ModelError: if the head belongs to other features than those of the splits.
+        ConfigError: if the device does not exist.
     """
+    device = _device(settings)
     train = places.merged_dir / "train.parquet"
     progress(0, len(SPLITS) + 1, "principal components of the training features")
     pca = fit_pca(train, PCA_DIMENSIONS) if row_count(train) else None
@@ -116,7 +119,6 @@ def measure(places: Places, checkpoint: Checkpoint, settings: Settings, progress
         if queries is None:
             results.append(SplitResult(name, len(split), len(split.buildings), note=_too_small(split)))
             continue
-        device = _device(settings)
         spaces = build_spaces(split, checkpoint.projector, pca, device, settings.seed)
         outcome = run_queries(spaces, split.labels, queries, device)
         results.append(_score(split, spaces, outcome, places, settings))
@@ -180,7 +182,20 @@ def _score(
             distance_breakdown(split, queries, intervals),
             views_breakdown(split, queries, intervals),
         ),
+        near_training=near_training(places.merged_dir, split.name),
     )
+
+
+def near_training(merged_dir: Path, split: str) -> float | None:
+    """What `merge` recorded: the share of a split's buildings within 25 m of a training building, if it did."""
+    path = merged_dir / "report.json"
+    if not path.is_file():
+        return None
+    try:
+        share = json.loads(path.read_bytes())["leakage"][split]["share_within_25m"]
+    except (ValueError, KeyError, TypeError):  # another program's report.json
+        return None
+    return round(float(share), 6)
 
 
 def _pictures(
@@ -208,4 +223,10 @@ def _device(settings: Settings) -> torch.device:
     wanted = settings.infrastructure.device
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(wanted)
+    try:
+        device = torch.device(wanted)
+    except RuntimeError as error:
+        raise ConfigError(f"infrastructure.device is {wanted!r}; it must be auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"infrastructure.device is {wanted!r}, but torch finds no CUDA device; use auto or cpu")
+    return device

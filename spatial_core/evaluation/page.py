@@ -13,7 +13,7 @@ from typing import Any
 from spatial_core.evaluation import svg
 from spatial_core.evaluation.bands import PAIRS, RECALL
 from spatial_core.evaluation.breakdowns import ANGLE, DISTANCE, VIEWS
-from spatial_core.evaluation.history import loss_lines, recall_lines
+from spatial_core.evaluation.history import training_curves
 from spatial_core.evaluation.measure import Evaluation, Pictures
 from spatial_core.evaluation.page_gallery import gallery_section
 from spatial_core.evaluation.results import CHANCE, METRICS, Breakdown, SplitResult
@@ -40,7 +40,7 @@ def render_page(evaluation: Evaluation, provenance: Mapping[str, Any], confidenc
         "" if shown is None else _tiles(shown, confidence),
         _tables(evaluation, confidence),
         "" if shown is None else _breakdowns(shown),
-        _training(evaluation, shown),
+        _training(evaluation),
         *([] if evaluation.pictures is None else _look(evaluation.pictures)),
         _how(evaluation, confidence),
         _footer(provenance),
@@ -144,7 +144,8 @@ def _legend(methods: Sequence[str], *, chance: bool = False, note: str = "") -> 
 
 
 def _tables(evaluation: Evaluation, confidence: float) -> str:
-    tables = "".join(_table(split) for split in evaluation.splits)
+    components = None if evaluation.pca is None else evaluation.pca.components.shape[1]
+    tables = "".join(_table(split, components) for split in evaluation.splits)
     return (
         "<section><h2>Every method on the same queries</h2>"
         f'<p class="sub">Share of queries with an image of the same building among the k nearest, mean average '
@@ -153,14 +154,19 @@ def _tables(evaluation: Evaluation, confidence: float) -> str:
     )
 
 
-def _table(split: SplitResult) -> str:
-    name = f"<h3>{split.split.capitalize()} split</h3>"
+def _table(split: SplitResult, components: int | None) -> str:
+    title = f"<h3>{split.split.capitalize()} split</h3>"
     if split.note:
-        return f'<div class="card">{name}<div class="empty">{escape(split.note)}</div></div>'
+        return f'<div class="card">{title}<div class="empty">{escape(split.note)}</div></div>'
     note = (
         f"{split.queries:,} queries of {split.query_buildings:,} buildings, each searched in "
-        f"{split.images - 1:,} other images"
+        f"{split.images - 1:,} other images."
     )
+    if split.near_training is not None:
+        note += (
+            f" {svg.percent(split.near_training)} of its buildings stand within 25 m of a training building, where the "
+            "same facade may have been seen."
+        )
     best = {
         metric: max((found.value for scores in split.scores.values() if (found := scores[metric])), default=None)
         for metric in METRICS
@@ -170,7 +176,8 @@ def _table(split: SplitResult) -> str:
         if method in split.scores:
             cells = [_cell(metric, split.scores[method][metric], best[metric], split.images) for metric in METRICS]
             swatch = f'<span class="{method}"><span class="swatch"></span></span>'
-            rows.append(f"<tr><td>{swatch}{METHOD_NAMES[method]}</td>{''.join(cells)}</tr>")
+            name = f"PCA to {components}" if method == PCA else METHOD_NAMES[method]
+            rows.append(f"<tr><td>{swatch}{name}</td>{''.join(cells)}</tr>")
     gains = []
     for metric in METRICS:
         if metric in split.gains:
@@ -180,7 +187,7 @@ def _table(split: SplitResult) -> str:
             gains.append("<td></td>")
     head = "".join(f"<th>{metric}</th>" for metric in METRICS)
     return (
-        f'<div class="card">{name}<p class="note">{note}</p><div class="scroll"><table><tr><th>method</th>{head}</tr>'
+        f'<div class="card">{title}<p class="note">{note}</p><div class="scroll"><table><tr><th>method</th>{head}</tr>'
         f'{"".join(rows)}<tr class="gains"><td>Projector minus raw</td>{"".join(gains)}</tr></table></div></div>'
     )
 
@@ -261,28 +268,29 @@ def _card(title: str, note: str, body: str) -> str:
     return f'<div class="card"><h3>{title}</h3><p class="note">{note}</p>{body}</div>'
 
 
-def _training(evaluation: Evaluation, shown: SplitResult | None) -> str:
-    history = evaluation.checkpoint.history
-    losses, recalls = loss_lines(history), recall_lines(history)
-    if not losses and not recalls:
+def _training(evaluation: Evaluation) -> str:
+    curves = training_curves(evaluation.checkpoint.history)
+    cards = [
+        _card(
+            chart.title,
+            chart.note + _line_names(chart.lines),
+            svg.line_chart(chart.lines, chart.title, shares=chart.shares, x_label="epoch"),
+        )
+        for chart in curves
+    ]
+    body = f'<div class="grid">{"".join(cards)}</div>'
+    if not cards:
         body = '<div class="empty">The checkpoint carries no training history.</div>'
-    else:
-        cards = [
-            _card(title, _line_names(lines), svg.line_chart(lines, title, shares=shares, x_label="epoch"))
-            for title, lines, shares in (("Loss", losses, False), ("Validation recall", recalls, True))
-            if lines
-        ]
-        body = f'<div class="grid">{"".join(cards)}</div>'
     epoch = evaluation.checkpoint.epoch
     return (
-        f"<section><h2>Training</h2><p class='sub'>The history that the checkpoint carries; its weights are those "
+        f'<section><h2>Training</h2><p class="sub">The history that the checkpoint carries; its weights are those '
         f"after epoch {epoch}.</p>{body}</section>"
     )
 
 
 def _line_names(lines: Sequence[svg.Line]) -> str:
     spans = "".join(f'<span class="{line.css}"><i>{escape(line.label)}</i></span>' for line in lines)
-    return f'<span class="legend" style="margin:0">{spans}</span>'
+    return f'<span class="legend lines">{spans}</span>'
 
 
 def _look(pictures: Pictures) -> list[str]:

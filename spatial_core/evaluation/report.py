@@ -134,11 +134,7 @@ def metrics_record(evaluation: Evaluation, provenance: Provenance) -> dict[str, 
 
 
 def _inputs(places: Places, head: Checkpoint) -> dict[str, str]:
-    inputs = {
-        f"{name}.parquet": artifact_digest(path)
-        for name in ("train", *SPLITS)
-        if (path := places.merged_dir / f"{name}.parquet").is_file()
-    }
+    inputs = {"merged": artifact_digest(places.merged_dir)}
     inputs["checkpoint"] = head.weights_sha256
     # The history is drawn too, and a run that went on may have kept the weights.
     inputs["checkpoint history"] = digest_json([head.epoch, list(head.history)])

@@ -80,6 +80,7 @@ class SplitResult:
         curves: method -> recall at every k of `curve_k`.
         curve_k: abscissa of `curves`.
         breakdowns: by difficulty band, angle, distance and number of right answers.
+        near_training: share of the split's buildings within 25 m of a training building; None when not recorded.
         note: why nothing was measured; empty when something was.
     """
 
@@ -93,6 +94,7 @@ class SplitResult:
     curves: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     curve_k: tuple[int, ...] = ()
     breakdowns: tuple[Breakdown, ...] = ()
+    near_training: float | None = None
     note: str = ""
 
     def breakdown(self, name: str) -> Breakdown:
@@ -120,6 +122,7 @@ class SplitResult:
             "buildings": self.buildings,
             "queries": self.queries,
             "query_buildings": self.query_buildings,
+            "share_of_buildings_within_25m_of_training": self.near_training,
             "note": self.note,
             "methods": {
                 method: {name: None if found is None else found.to_json() for name, found in scores.items()}

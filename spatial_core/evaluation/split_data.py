@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from spatial_core.errors import ArtifactError
-from spatial_core.storage.parquet import open_parquet, vectors_to_numpy
+from spatial_core.storage.parquet import open_parquet, stream_batches, vectors_to_numpy
 
 REQUIRED = ("dataset_id", "building_id", "streetview_image_id", "embedding")
 _POSITION = ("target_lat", "target_lon", "street_view_lat", "street_view_lon")
 _BATCH_BYTES = 64 << 20
+_UNKNOWN_WIDTH = 4096  # of lists without a fixed size: as wide as the widest backbone
 _METERS_A_DEGREE = 111_320.0
 
 
@@ -113,13 +114,9 @@ def read_split(path: Path, name: str) -> SplitData:
 
 
 def _batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    file = open_parquet(path, required=columns)
-    kind = file.schema_arrow.field("embedding").type
-    width = kind.list_size if pa.types.is_fixed_size_list(kind) else 4096
-    try:
-        yield from file.iter_batches(batch_size=max(1, _BATCH_BYTES // (8 * width)), columns=columns)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ArtifactError(f"{path}: damaged page ({str(error).splitlines()[0]}); rebuild the splits") from error
+    kind = open_parquet(path, required=columns).schema_arrow.field("embedding").type
+    width = kind.list_size if pa.types.is_fixed_size_list(kind) else _UNKNOWN_WIDTH
+    return stream_batches(path, columns, max(1, _BATCH_BYTES // (8 * width)))
 
 
 def _matrix(path: Path, column: pa.Array) -> npt.NDArray[np.float32] | npt.NDArray[np.float16]:

@@ -1,4 +1,4 @@
-"""A small lake whose truth is planted: the head keeps what tells buildings apart, the raw features drown it in noise."""
+"""A small lake whose truth is planted: the head keeps what tells buildings apart, raw features drown it in noise."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ class Lake:
     raw: Path = field(init=False)
 
     def __post_init__(self) -> None:
-        self.merged, self.intermediates, self.raw = (
-            self.root / name for name in ("merged", "intermediates", "raw")
-        )
+        self.merged, self.intermediates, self.raw = (self.root / name for name in ("merged", "intermediates", "raw"))
         self.checkpoint = self.root / "checkpoints" / "checkpoint_best.safetensors"
         self.difficulty = self.root / "difficulty" / "difficulty_metadata.parquet"
 
@@ -58,10 +56,14 @@ def planted_head(path: Path, *, history: int = 6, model: dict[str, str] | None =
         {
             "epoch": epoch,
             "train_loss": 0.4 / epoch,
-            "val_loss": 0.45 / epoch + 0.05,
-            "recall@1": 1 - 0.5 / epoch,
-            "recall@5": 1 - 0.3 / epoch,
-            "seconds": 1.5,
+            "active_fraction": 0.7 / epoch,
+            "band_shares": {str(band): (7 - band + epoch) / (28 + 7 * epoch) for band in range(7)} | {"random": 0.0},
+            "band_rewards": {"0": 0.5, "6": None},
+            "validation": {
+                "loss": 0.45 / epoch + 0.05,
+                **{f"recall@{k}": 1 - 0.5 / epoch / k**0.5 for k in (1, 5, 10, 100)},
+                "map": 0.5,
+            },
         }
         for epoch in range(1, history + 1)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def materialization_metadata(report: Report, settings: Settings, *, partitioned:
     if (schema := artifact_schema(report.artifact)) is not None:
         metadata["dagster/column_schema"] = schema
     if report.details:
-        metadata["details"] = dg.MetadataValue.json(_plain(report.details))
+        metadata["details"] = dg.MetadataValue.json(dict(report.details))
     return metadata
 
 
@@ -103,8 +103,7 @@ def markdown_table(header: Iterable[str], rows: Iterable[Iterable[object]]) -> s
 
 def check_metadata(outcome: CheckOutcome) -> dict[str, Any]:
     """The figures behind a check."""
-    figures: Mapping[str, Any] = _plain(outcome.figures)
-    return {"summary": outcome.summary, **{name: _value(value) for name, value in figures.items()}}
+    return {"summary": outcome.summary, **{name: _value(value) for name, value in outcome.figures.items()}}
 
 
 def check_result(outcome: CheckOutcome, asset: str | None = None) -> dg.AssetCheckResult:
@@ -136,14 +135,6 @@ def _type_name(kind: pa.DataType) -> str:
     if pa.types.is_fixed_size_list(kind):
         return f"{kind.value_type}[{kind.list_size}]"
     return str(kind)
-
-
-def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Only what JSON knows: numpy numbers and paths become numbers and text."""
-    plain: dict[str, Any] = json.loads(
-        json.dumps(dict(record), default=lambda value: getattr(value, "item", value.__str__)())
-    )
-    return plain
 
 
 def _value(value: Any) -> Any:

@@ -193,7 +193,7 @@ def test_no_work_outlives_its_run(number: signal.Signals, tmp_path: Path) -> Non
             parent.kill()
             parent.communicate()
     if number == signal.SIGINT:
-        leftovers = [path for path in tmp_path.rglob(".*.partial")]
+        leftovers = list(tmp_path.rglob(".*.partial"))
         assert leftovers == [], "a terminated stage removes its temporary files"
 
 

@@ -1,4 +1,4 @@
-"""The driver behind `make demo`: everything through Dagster, nothing twice, and the daemon finds things as it left them."""
+"""The driver behind `make demo`: everything through Dagster, nothing twice, and the daemon can go on from there."""
 
 from __future__ import annotations
 

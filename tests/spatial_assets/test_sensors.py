@@ -145,7 +145,7 @@ def test_a_folder_that_vanished_is_not_taken_for_deleted_tars(daemon, lake, inst
 
 def test_a_wrong_settings_file_fails_the_tick_with_its_cause(daemon, lake) -> None:
     lake.config.write_text("[process_tar]\ntar_name_patern = 'x'\n")
-    with pytest.raises(Exception, match="did you mean process_tar.tar_name_pattern"):
+    with pytest.raises(Exception, match=r"did you mean process_tar\.tar_name_pattern"):
         daemon.sense(RAW)
 
 

@@ -157,7 +157,7 @@ def scan(
     previous: WatchState,
     *,
     budget_s: float,
-    limit: int = 1000,
+    limit: int = 1_000,
     clock: Callable[[], float] = time.monotonic,
 ) -> Scan:
     """Observe a folder once.

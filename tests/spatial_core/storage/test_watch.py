@@ -130,6 +130,16 @@ def test_a_removed_file_is_gone_once_and_back_when_it_returns(watcher: Watcher) 
     assert watcher.look().gone == ("0201.tar",)
 
 
+def test_a_renamed_file_is_one_gone_and_one_new(watcher: Watcher) -> None:
+    write(watcher.folder / "0201.tar", b"abc")
+    watcher.look(), watcher.look()
+    (watcher.folder / "0201.tar").rename(watcher.folder / "0202.tar")
+    first = watcher.look()
+    assert (first.gone, first.pending) == (("0201.tar",), ("0202.tar",))
+    second = watcher.look()
+    assert (second.gone, names(second.new), second.changed) == ((), ["0202.tar"], ())
+
+
 def test_a_removed_file_that_returns_different_is_changed(watcher: Watcher) -> None:
     path = watcher.folder / "0201.tar"
     write(path, b"abc")

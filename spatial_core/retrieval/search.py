@@ -92,19 +92,20 @@ class ExactSearch:
             yield slice(start, min(start + step, queries))
 
     def _search_block(self, queries: Matrix, k: int) -> tuple[Matrix, Rows]:
-        fetch = min(len(self.database), k + _SPARE)
-        products, rows = self._flat.fetch(queries, fetch)
+        if k + _SPARE >= len(self.database):
+            rows = np.tile(np.arange(len(self.database)), (len(queries), 1))
+            return nearest_first(pair_scores(queries, self.database, rows, self.metric), rows, self.metric, k)
+        products, rows = self._flat.fetch(queries, k + _SPARE)
         scores, rows = nearest_first(pair_scores(queries, self.database, rows, self.metric), rows, self.metric, k)
-        if fetch < len(self.database):
-            sign = 1.0 if self.metric == "l2" else -1.0
-            # Nothing that was not fetched can beat, or tie with, the k-th unless it lies within the bound of it.
-            last = (sign * products).max(axis=1).astype(np.float64)
-            limit = sign * scores[:, -1].astype(np.float64) + self._bound(queries, scores[:, -1])
-            doubtful = np.flatnonzero(last <= limit)
-            step = max(1, _DOUBTFUL_SCORES // len(self.database))
-            for start in range(0, len(doubtful), step):
-                part = doubtful[start : start + step]
-                scores[part], rows[part] = self._search_all(queries[part], sign * limit[part], k)
+        sign = 1.0 if self.metric == "l2" else -1.0
+        # Nothing that was not fetched can beat, or tie with, the k-th unless it lies within the bound of it.
+        last = (sign * products).max(axis=1).astype(np.float64)
+        limit = sign * scores[:, -1].astype(np.float64) + self._bound(queries, scores[:, -1])
+        doubtful = np.flatnonzero(last <= limit)
+        step = max(1, _DOUBTFUL_SCORES // len(self.database))
+        for start in range(0, len(doubtful), step):
+            part = doubtful[start : start + step]
+            scores[part], rows[part] = self._search_all(queries[part], sign * limit[part], k)
         return scores, rows
 
     def _bound(self, queries: Matrix, kth: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

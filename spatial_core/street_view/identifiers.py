@@ -27,7 +27,7 @@ def checked_ids(batch: pa.RecordBatch, where: str, first_row: int) -> pa.RecordB
     """The id columns of a batch as int64 and string, every row proved well formed.
 
     Args:
-        batch: holds `ID_COLUMNS`, integers of any width and strings of any Arrow layout.
+        batch: holds `ID_COLUMNS` or some of them, integers of any width and strings of any Arrow layout.
         where: the file, for the message.
         first_row: the file's row that is the batch's first, for the message.
 
@@ -36,7 +36,7 @@ def checked_ids(batch: pa.RecordBatch, where: str, first_row: int) -> pa.RecordB
             numbers; the message names the first such row.
     """
     columns: dict[str, pa.Array] = {}
-    for name in ID_COLUMNS:
+    for name in (name for name in ID_COLUMNS if name in batch.schema.names):
         column = batch.column(name)
         text = name in TEXT_COLUMNS
         fits = _is_text(column.type) if text else pa.types.is_integer(column.type)
@@ -53,6 +53,8 @@ def checked_ids(batch: pa.RecordBatch, where: str, first_row: int) -> pa.RecordB
             row = pc.index(pc.less(columns[name], 0), True).as_py()
             raise ArtifactError(f"{where}: row {first_row + row} has {name} {columns[name][row]}, which is negative")
     for name, number in (("building_id", "target_id"), ("streetview_image_id", "patch_id")):
+        if not {name, number, "dataset_id"} <= columns.keys():
+            continue
         expected = compose_ids(columns["dataset_id"], columns[number])
         wrong = pc.not_equal(columns[name], expected)
         if pc.any(wrong).as_py():

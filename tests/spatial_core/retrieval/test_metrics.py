@@ -88,6 +88,24 @@ def test_more_queries_than_a_block_and_buildings_of_many_sizes() -> None:
     assert (int(whole.first_rank[17]), float(whole.average_precision[17])) == (first, pytest.approx(precision))
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_number_of_threads_changes_nothing_and_is_left_as_it_was(threads: int) -> None:
+    generator = torch.Generator().manual_seed(7)
+    labels = torch.randint(0, 200, (900,), generator=generator)
+    vectors = torch.nn.functional.normalize(torch.randn(900, 24, generator=generator))
+    queries = select_queries(labels, 10_000, 0, seed=2)
+    expected = retrieval_metrics(vectors, labels, queries, TOP_K)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = retrieval_metrics(vectors, labels, queries, TOP_K)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found.first_rank, expected.first_rank)
+    assert torch.equal(found.average_precision, expected.average_precision)
+
+
 def test_a_collapsed_space_scores_nothing() -> None:
     labels = torch.arange(300) // 3
     vectors = torch.nn.functional.normalize(torch.ones(300, 257)) * (1 + 1e-8)

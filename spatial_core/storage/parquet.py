@@ -35,8 +35,11 @@ def vector_type(dim: int, dtype: str = "float32") -> pa.DataType:
 def vectors_to_arrow(matrix: npt.NDArray[Any]) -> pa.FixedSizeListArray:
     """(N, D) numpy matrix -> FixedSizeList array of length N, without copying a C-contiguous input."""
     rows, dim = matrix.shape
-    flat = pa.array(np.ascontiguousarray(matrix).reshape(rows * dim))
-    return pa.FixedSizeListArray.from_arrays(flat, type=vector_type(dim, str(matrix.dtype)))
+    kind = vector_type(dim, str(matrix.dtype))
+    # `pa.array` of a numpy array would import pandas, half a second of every process.
+    values = pa.py_buffer(np.ascontiguousarray(matrix).reshape(rows * dim))
+    flat = pa.Array.from_buffers(kind.value_type, rows * dim, [None, values])
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind)
 
 
 def vectors_to_numpy(column: pa.Array | pa.ChunkedArray) -> npt.NDArray[Any]:

@@ -40,6 +40,7 @@ def read_settings(config: Path | None, overrides: list[str] | None) -> Settings:
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=STDERR, show_path=False)], force=True
     )
+    logging.getLogger("faiss").setLevel(logging.WARNING)
     settings = load_settings(config, overrides or ())
     for note in settings.notices():
         STDERR.print(f"[yellow]note:[/] {note}", highlight=False)
@@ -102,7 +103,7 @@ def show(report: Report, as_json: bool) -> None:
     table = Table(title=f"{report.stage}: {'up to date' if report.up_to_date else 'done'}", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(report.rejected.items()))
+    rejected = ", ".join(f"{count} {reason}" for reason, count in sorted(report.rejected.items()) if count)
     table.add_row("artifact", str(report.artifact))
     table.add_row("rows", f"{report.rows:,}")
     table.add_row(

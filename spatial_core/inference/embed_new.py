@@ -16,7 +16,7 @@ from spatial_core.inference.embedding_run import EmbeddingRun
 from spatial_core.inference.request import CODE_VERSION, STAGE, choose_root, read_request, refuse_foreign
 from spatial_core.report import Progress, Report, silent
 from spatial_core.storage.atomic import exclusive
-from spatial_core.storage.provenance import finished, manifest_path, record_artifact
+from spatial_core.storage.provenance import finished, manifest_path, read_manifest, record_artifact
 
 __all__ = ["CODE_VERSION", "STAGE", "embed_parquet"]
 
@@ -55,7 +55,9 @@ def embed_parquet(
             successor.replace(place)  # a run was killed between the two renames at its end
         state = read_state(place)
         refuse_foreign(place, state)
-        request = read_request(input, settings, str(model or settings.locations.model_dir), state)
+        manifest = read_manifest(place)
+        known = None if manifest is None else manifest["report"]["details"]
+        request = read_request(input, settings, str(model or settings.locations.model_dir), known)
         done = finished(place, request.key)
         if done is not None and done.rows_in >= request.rows:
             return done

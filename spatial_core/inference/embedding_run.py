@@ -170,6 +170,9 @@ class EmbeddingRun:
             bytes=sum(path.stat().st_size for path in place.rglob("*") if path.is_file()),
             unit="rows",
             details={
+                "input_path": self._request.input_path,
+                "input_stat": self._request.input_stat,
+                "input_sha256": self._request.input_sha256,
                 "total_rows_in_input": self._request.drop.rows,
                 "parts": len(self._done),
                 "read_batch_size": self._read_batch_size,

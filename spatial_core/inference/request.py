@@ -67,7 +67,6 @@ class Request:
         """The request as `state.json` records it."""
         return {
             "input_path": self.input_path,
-            "input_stat": self.input_stat,
             "input_sha256": self.input_sha256,
             "model_id": self.model,
             "model_sha256": self.model_sha256,
@@ -97,16 +96,23 @@ def refuse_foreign(place: Path, state: Mapping[str, Any] | None) -> None:
         )
 
 
-def read_request(path: Path, settings: Settings, model: str, state: Mapping[str, Any] | None) -> Request:
-    """Settings and files -> request. Bytes of the input are hashed unless size and mtime are those of `state`.
+def read_request(path: Path, settings: Settings, model: str, known: Mapping[str, Any] | None) -> Request:
+    """Settings and files -> request.
+
+    Args:
+        path: the input.
+        settings: [inference] matters here.
+        model: folder or hub id.
+        known: details of the last finished run's report; if size and mtime of the input are still those, its bytes are
+            not hashed again.
 
     Raises:
         InputError: if the input is not a readable drop.
     """
     drop = open_drop(path)
     stat = [path.stat().st_size, path.stat().st_mtime_ns]
-    if state is not None and state["input_stat"] == stat and state["input_path"] == str(path.resolve()):
-        digest = str(state["input_sha256"])
+    if known is not None and known["input_stat"] == stat and known["input_path"] == str(path.resolve()):
+        digest = str(known["input_sha256"])
     else:
         digest = sha256_file(path)
     limit = settings.inference.limit

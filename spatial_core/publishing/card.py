@@ -5,13 +5,14 @@ Every number in it comes from the evaluation report or the checkpoint; where the
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.utils import yaml_dump
+from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
 from spatial_core.errors import ArtifactError
 from spatial_core.publishing.golden import FLOAT32, REDUCED_PRECISION
@@ -27,6 +28,19 @@ _METHOD_TEXT = {
 }
 _RECALLS = ("recall@1", "recall@5", "recall@10", "recall@100")
 _MEASURES = (*_RECALLS, "mAP", "MRR")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What the evaluation stage measured on this checkpoint.
+
+    Args:
+        headline: one row a split and method, with recall@k and its interval; empty when it was not evaluated.
+        sha256: digest of the metrics file.
+    """
+
+    headline: tuple[Mapping[str, Any], ...] = ()
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,8 +66,8 @@ class CardFacts:
         config_digest: digest of the settings of the training run; empty for an earlier pipeline's checkpoint.
         inputs: training inputs by name, with their SHA-256.
         validation: metrics recorded in the checkpoint.
-        headline: rows of the evaluation report, one a split and method; empty when it was not evaluated.
         licence: of the folder.
+        evaluation: figures on held-out buildings.
     """
 
     name: str
@@ -75,23 +89,35 @@ class CardFacts:
     inputs: Mapping[str, str]
     validation: Mapping[str, float]
     licence: Licence
-    headline: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
+    evaluation: Evaluation
 
 
-def read_headline(report_dir: Path | None) -> list[dict[str, Any]]:
-    """The rows (split, method, recall@k, ...) of an evaluation report; empty when there is no report.
+def read_evaluation(report_dir: Path | None, weights_sha256: str) -> Evaluation:
+    """Figures of an evaluation report; empty when there is no report.
+
+    Args:
+        report_dir: folder of the evaluation stage.
+        weights_sha256: of the checkpoint the card is for.
 
     Raises:
-        ArtifactError: if its metrics file cannot be read.
+        ArtifactError: if the metrics cannot be read, or are those of another checkpoint.
     """
     if report_dir is None or not (report_dir / METRICS_FILE).is_file():
-        return []
+        return Evaluation()
     path = report_dir / METRICS_FILE
+    data = path.read_bytes()
     try:
-        rows = json.loads(path.read_text())["headline"]
-        return [dict(row) for row in rows if {"split", "method"} <= set(row)]
+        record = json.loads(data)
+        rows = tuple(dict(row) for row in record["headline"] if {"split", "method"} <= set(row))
+        measured = record["checkpoint"]["weights_sha256"]
     except (ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path}: no headline table in it ({error!r}); run stage 'evaluate' again") from error
+        raise ArtifactError(f"{path}: not a report of stage 'evaluate' ({error!r}); run it again") from error
+    if measured != weights_sha256:
+        raise ArtifactError(
+            f"{path}: measured another checkpoint (sha256 {str(measured)[:12]}, not {weights_sha256[:12]}); "
+            "run stage 'evaluate' on this one"
+        )
+    return Evaluation(rows, hashlib.sha256(data).hexdigest())
 
 
 def render_card(facts: CardFacts) -> str:
@@ -103,7 +129,7 @@ def render_card(facts: CardFacts) -> str:
         "## Use\n\n" + _usage(facts),
         "## Evaluation\n\n" + _evaluation(facts),
         "## Training data and provenance\n\n" + _provenance(facts),
-        "## Intended use and limits\n\n" + _limits(facts),
+        "## Intended use and limits\n\n" + _limits(),
         "## Licence and attribution\n\n" + _attribution(facts),
     ]
     return "\n\n".join(sections) + "\n"
@@ -118,7 +144,7 @@ def _front_matter(facts: CardFacts) -> dict[str, Any]:
     if facts.on_hub:
         front["base_model"] = facts.backbone
     front["tags"] = ["spatial-embeddings", "building-recognition", "street-view", "metric-learning", "custom_code"]
-    results = [_model_index_entry(row) for row in facts.headline if row["method"] == _PROJECTOR]
+    results = [_model_index_entry(row) for row in facts.evaluation.headline if row["method"] == _PROJECTOR]
     results = [entry for entry in results if entry["metrics"]]
     if results:
         front["model-index"] = [{"name": facts.name, "results": results}]
@@ -184,20 +210,21 @@ def _usage(facts: CardFacts) -> str:
     ]
     return "\n".join(lines) + (
         '\n\nWorks with transformers 4.57 and 5, and through `pipeline("image-feature-extraction", model=source, '
-        "trust_remote_code=True)`. torchvision is not needed. `golden.safetensors` holds the vectors of the pictures in "
-        f"`golden/`; recomputed in float32 they differ by at most {FLOAT32.max_abs_difference:g}, and in half precision "
-        f"their cosine stays above {REDUCED_PRECISION.min_cosine}. `MANIFEST.json` lists the SHA-256 of every file."
+        "trust_remote_code=True)`. torchvision is not needed. `golden.safetensors` holds the vectors of the pictures "
+        f"in `golden/`; recomputed in float32 they differ by at most {FLOAT32.max_abs_difference:g}, and in half "
+        f"precision their cosine stays above {REDUCED_PRECISION.min_cosine}. `MANIFEST.json` lists the SHA-256 "
+        "of every file."
     )
 
 
 def _evaluation(facts: CardFacts) -> str:
-    if not facts.headline:
+    if not facts.evaluation.headline:
         text = "This model has **not been evaluated**: no retrieval report was given when it was published."
         if facts.validation:
             figures = ", ".join(f"{name} {value:.4f}" for name, value in sorted(facts.validation.items()))
             text += f" During training, on the validation split: {figures}."
         return text
-    names = [name for name in _MEASURES if any(row.get(name) is not None for row in facts.headline)]
+    names = [name for name in _MEASURES if any(row.get(name) is not None for row in facts.evaluation.headline)]
     lines = [
         "Same-building retrieval on buildings held out from training: share of query images that have another image of "
         "their building among the k nearest.",
@@ -205,7 +232,7 @@ def _evaluation(facts: CardFacts) -> str:
         "| split | vectors | queries | " + " | ".join(names) + " |",
         "|---|---|---|" + "---|" * len(names),
     ]
-    for row in facts.headline:
+    for row in facts.evaluation.headline:
         method = str(row["method"])
         cells = [str(row["split"]), _METHOD_TEXT.get(method, method), str(row.get("queries", ""))]
         lines.append("| " + " | ".join(cells + [_figure(row, name) for name in names]) + " |")
@@ -225,9 +252,9 @@ def _provenance(facts: CardFacts) -> str:
     if facts.config_digest:
         rows.append(("settings", facts.config_digest))
     lines = [
-        "The head was trained with difficulty-guided triplets on pictures of facade points that came in the layout of the "
-        "3D Street View data set, with the backbone frozen. No building of the validation and test splits was trained on. "
-        f"The weights were taken after epoch {facts.epoch}.",
+        "The head was trained with difficulty-guided triplets on pictures of facade points that came in the layout of "
+        "the 3D Street View data set, with the backbone frozen. No building of the validation and test splits was "
+        f"trained on. The weights were taken after epoch {facts.epoch}.",
         "",
         "| what it was made from | SHA-256 |",
         "|---|---|",
@@ -236,11 +263,11 @@ def _provenance(facts: CardFacts) -> str:
     return "\n".join(lines)
 
 
-def _limits(facts: CardFacts) -> str:
+def _limits() -> str:
     return (
         "Meant for finding pictures of the same building, removing duplicates, and as features for models of buildings "
-        "seen from the street. Not meant for identifying people or vehicles, for judging who lives in a building, or as "
-        "the only evidence of where a picture was taken.\n\n"
+        "seen from the street. Not meant for identifying people or vehicles, for judging who lives in a building, or "
+        "as the only evidence of where a picture was taken.\n\n"
         "- It sees the picture alone: no position, no map.\n"
         "- A training label is a facade point. Two points of one physical building count as different buildings.\n"
         "- Look-alike buildings (terraces, blocks of one developer) are the hardest; expect confusions among them.\n"

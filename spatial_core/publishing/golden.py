@@ -101,7 +101,7 @@ def draw_facade(seed: int, index: int) -> Pixels:
         for bay in range(bays):
             top, start = roof + floor * height + height // 4, left + bay * width + width // 4
             image[top : top + height // 2, start : start + width // 2] = glass + random.integers(0, 60)
-    image += random.normal(0, 6, image.shape)
+    image += random.normal(0, 2, image.shape)
     return np.clip(image, 0, 255).astype(np.uint8)
 
 

@@ -15,7 +15,12 @@ from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError: of whichever HTTP library it uses
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+)
 
 from spatial_core.errors import ConfigError, SpatialError
 from spatial_core.publishing.integrity import MANIFEST, read_file_digests

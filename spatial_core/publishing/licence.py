@@ -1,7 +1,7 @@
 """Which licence a published model is under, and the text that is shipped with it.
 
-The head is a derivative of nothing but the training data's features, but a model folder may hold the backbone's weights
-too, so by default the whole follows the backbone: DINOv2 is Apache-2.0, DINOv3 has a licence of its own.
+A model folder may hold the backbone's weights, so by default the whole follows the backbone's licence, with the text
+that lies beside its weights.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from spatial_core.backbones.family import Family
+
+APACHE = "apache-2.0"
 _FILE_NAMES = ("LICENSE.md", "LICENSE", "LICENSE.txt", "LICENCE", "LICENCE.md")
-_DINOV3_URL = "https://ai.meta.com/resources/models-and-libraries/dinov3-license/"
 
 
 @dataclass(frozen=True)
@@ -20,10 +22,11 @@ class Licence:
 
     Args:
         identifier: `license` of the card: an SPDX id in lower case, or `other`.
-        name: `license_name` of the card, when the identifier is `other`.
-        link: `license_link` of the card, when the identifier is `other`.
+        name: `license_name` of the card, where the identifier is `other`.
+        link: `license_link` of the card, where the identifier is `other`.
         text: content of the LICENSE file.
-        complete: whether `text` holds the full terms; a notice that only names them does not suffice to pass weights on.
+        complete: whether `text` holds the full terms. A notice that only names them does not suffice to pass the
+            backbone's weights on.
     """
 
     identifier: str
@@ -33,51 +36,37 @@ class Licence:
     complete: bool
 
 
-def choose_licence(setting: str, family: str, backbone_folder: Path | None) -> Licence:
+def choose_licence(setting: str, family: Family, backbone_folder: Path) -> Licence:
     """Licence of a model on a backbone of `family`.
 
     Args:
         setting: `publishing.license`: `auto`, or an SPDX id that wins.
-        family: transformers' model type of the backbone, for example `dinov2` or `dinov3_vit`.
+        family: kind of the backbone.
         backbone_folder: where the backbone's files lie; its own licence text is taken from there.
     """
-    own_text = None if backbone_folder is None else _own_text(backbone_folder)
-    identifier = setting.lower()
-    if identifier == "auto":
-        if family.startswith("dinov2"):
-            identifier = "apache-2.0"
-        else:
-            return _other(family, own_text)
-    if identifier == "apache-2.0":
+    identifier = family.license if setting == "auto" else setting.lower()
+    if identifier == APACHE:
         text = files("spatial_core.publishing").joinpath("apache-2.0.txt").read_text()
         return Licence(identifier, None, None, text, complete=True)
-    notice = f"The projection head in this folder is licensed under: {setting} (SPDX identifier).\n"
-    return Licence(identifier, None, None, notice + _backbone_terms(family, own_text), complete=own_text is not None)
-
-
-def _other(family: str, own_text: str | None) -> Licence:
-    dinov3 = family.startswith("dinov3")
+    own_text = _own_text(backbone_folder)
+    own = family.license_name if setting == "auto" else setting
+    terms = (
+        f"The projection head in this folder is offered under: {own}\n"
+        f"The backbone is of the {family.name} family; its weights are under: {family.license_name}\n"
+        f"{family.license_url}\n"
+    )
+    if own_text is None:
+        terms += "Whoever passes the backbone's weights on must pass on a copy of those terms.\n"
+    else:
+        terms += f"\nThe terms as shipped with the backbone:\n\n{own_text.rstrip()}\n"
+    other = identifier == "other"
     return Licence(
-        identifier="other",
-        name="dinov3-license" if dinov3 else f"{family.replace('_', '-')}-backbone-license",
-        link=_DINOV3_URL if dinov3 else "LICENSE",
-        text="The projection head in this folder is offered under the terms of the backbone it belongs to.\n"
-        + _backbone_terms(family, own_text),
+        identifier=identifier,
+        name=family.license_name if other else None,
+        link=family.license_url if other else None,
+        text=terms,
         complete=own_text is not None,
     )
-
-
-def _backbone_terms(family: str, own_text: str | None) -> str:
-    if own_text is not None:
-        return f"\nLicence of the backbone, as shipped with it:\n\n{own_text.rstrip()}\n"
-    if family.startswith("dinov3"):
-        return (
-            "\nThe backbone is a DINOv3 model by Meta Platforms, Inc., under the DINOv3 License:\n"
-            f"{_DINOV3_URL}\nWhoever passes its weights on must pass on a copy of that agreement.\n"
-        )
-    if family.startswith("dinov2"):
-        return "\nThe backbone is a DINOv2 model by Meta Platforms, Inc., under the Apache License 2.0.\n"
-    return f"\nThe backbone ({family}) has its own terms; they were not shipped with its files.\n"
 
 
 def _own_text(folder: Path) -> str | None:

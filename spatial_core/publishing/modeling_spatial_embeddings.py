@@ -107,11 +107,11 @@ class SpatialEmbeddingsModel(PreTrainedModel):  # type: ignore[misc]
         Raises:
             ValueError: if not exactly one of the two inputs is given, or features are of another width.
         """
-        if (pixel_values is None) == (features is None):
-            raise ValueError("give either pixel_values or features")
-        if features is None:
+        if features is None and pixel_values is not None:
             features = self.pooled_features(pixel_values)
-        elif features.shape[-1] != self.config.input_dim:
+        elif features is None or pixel_values is not None:
+            raise ValueError("give either pixel_values or features")
+        if features.shape[-1] != self.config.input_dim:
             raise ValueError(f"features are {features.shape[-1]} wide; this head takes {self.config.input_dim}")
         weights = next(self.projector.parameters())
         embeddings = self.projector(features.to(device=weights.device, dtype=weights.dtype))
@@ -121,12 +121,14 @@ class SpatialEmbeddingsModel(PreTrainedModel):  # type: ignore[misc]
 
     def pooled_features(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) preprocessed pixels -> (B, input_dim) backbone features, pooled as the head was trained on."""
-        if self.backbone is None:
-            self.load_backbone()
-        weights = next(self.backbone.parameters())
-        outputs = self.backbone(pixel_values=pixel_values.to(device=weights.device, dtype=weights.dtype))
-        pooled = getattr(outputs, "pooler_output", None) if self.config.pooling_type == "pooler_output" else None
-        return outputs.last_hidden_state[:, 0] if pooled is None else pooled
+        backbone: Any = self.load_backbone().backbone
+        weights = next(backbone.parameters())
+        outputs = backbone(pixel_values=pixel_values.to(device=weights.device, dtype=weights.dtype))
+        pooled: Tensor | None = None
+        if self.config.pooling_type == "pooler_output":
+            pooled = getattr(outputs, "pooler_output", None)
+        first: Tensor = outputs.last_hidden_state[:, 0]
+        return first if pooled is None else pooled
 
     def load_backbone(self, name_or_path: str | Path | None = None, **kwargs: Any) -> SpatialEmbeddingsModel:
         """Attach the backbone to a head that was published alone; does nothing when there is one already.
@@ -145,24 +147,31 @@ class SpatialEmbeddingsModel(PreTrainedModel):  # type: ignore[misc]
         if self.backbone is not None:
             return self
         source = str(name_or_path or self.config.backbone_model_name or "")
-        if not Path(source).is_dir():
+        if name_or_path is None or not Path(source).is_dir():
             revision = kwargs.pop("revision", None) or self.config.backbone_revision or ""
             if not _COMMIT.fullmatch(revision):
                 raise ValueError(
-                    f"backbone {source!r} is not a folder and is pinned to no commit (revision {revision!r}); "
+                    f"backbone {source!r} is pinned to no commit of a hub (revision {revision!r}); "
                     "give load_backbone a local folder of the backbone this head was trained on"
                 )
             kwargs["revision"] = revision
         head = next(self.projector.parameters())
         kwargs.setdefault("dtype", head.dtype)
         backbone = AutoModel.from_pretrained(source, **kwargs)
-        if backbone.config.hidden_size != self.config.input_dim:
-            raise ValueError(
-                f"backbone {source!r} gives features {backbone.config.hidden_size} wide; "
-                f"this head takes {self.config.input_dim}"
-            )
-        self.backbone = backbone.to(head.device).train(self.training)
-        # The weights stay where they came from: saving the model again writes the head alone.
+        return self.attach_backbone(backbone.to(head.device))
+
+    def attach_backbone(self, backbone: Any) -> SpatialEmbeddingsModel:
+        """Use a backbone that is loaded already (a transformers model), for a head that was published alone.
+
+        Raises:
+            ValueError: if its features are of another width than the head takes.
+        """
+        sizes = getattr(backbone.config, "hidden_sizes", None)
+        width = sizes[-1] if sizes else backbone.config.hidden_size
+        if width != self.config.input_dim:
+            raise ValueError(f"backbone gives features {width} wide; this head takes {self.config.input_dim}")
+        self.backbone = backbone.train(self.training)
+        # Its weights stay where they came from: saving the model again writes the head alone.
         self._keys_to_ignore_on_save = {f"backbone.{name}" for name in backbone.state_dict()}
         return self
 

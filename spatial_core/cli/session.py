@@ -125,8 +125,8 @@ def headline(report: Report, write: Callable[[Table], None]) -> None:
     if not rows:
         return
     ks = [name for name in rows[0] if name.startswith("recall@") and not name.endswith("_ci")]
-    table = Table(title="same-building retrieval on held-out buildings")
-    for name in ("split", "method", *ks, "mAP", "MRR"):
+    table = Table(title="same-building retrieval on held-out buildings (R@k = recall@k)")
+    for name in ("split", "method", *(name.replace("recall", "R") for name in ks), "mAP", "MRR"):
         table.add_column(name)
     for row in rows:
         cells = [row.get(name) for name in (*ks, "mAP", "MRR")]

@@ -83,6 +83,8 @@ def write_options(schema: pa.Schema) -> dict[str, Any]:
 
     split: list[str] = []
     dictionary: list[str] = []
+    # Smallest and largest values are for skipping row groups, which nobody does by the values inside a vector.
+    summarised = [field.name for field in schema if not pa.types.is_nested(field.type)]
     for field in schema:
         if pa.types.is_fixed_size_list(field.type) or pa.types.is_list(field.type):
             if splittable(field.type.value_type):
@@ -99,6 +101,7 @@ def write_options(schema: pa.Schema) -> dict[str, Any]:
         "use_dictionary": dictionary,
         "dictionary_pagesize_limit": _DICTIONARY_BYTES,
         "use_byte_stream_split": split or False,
+        "write_statistics": summarised,
         "write_page_checksum": True,
         "store_schema": True,
     }

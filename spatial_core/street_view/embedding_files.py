@@ -142,7 +142,7 @@ def merged_schema(files: Sequence[EmbeddingFile]) -> pa.Schema:
 def index_file(path: Path) -> BuildingIndex:
     """Pass 1 over one file: its ids and coordinates, checked, and its buildings counted.
 
-    Holds 40 bytes a row of this one file while it runs.
+    Holds 40 bytes a row of this one file while it runs, and about as much again to sort them.
 
     Raises:
         ArtifactError: on malformed ids, an image that occurs twice, or coordinates off the earth.

@@ -44,7 +44,7 @@ _CONFIG = (
     "data.split_strategy",
     "data.block_size_m",
 )
-_ENCODERS = 2
+_THREADS = 2
 
 
 def merge_splits(embeddings_dir: Path, output_dir: Path, settings: Settings, progress: Progress = silent) -> Report:
@@ -78,9 +78,10 @@ def merge_splits(embeddings_dir: Path, output_dir: Path, settings: Settings, pro
         _require_replaceable(output_dir)
         total = sum(file.rows for file in inputs)
         indices = []
-        for file in inputs:
-            progress(0, total, f"checking ids of {file.path.name}")
-            indices.append(files.index_file(file.path))
+        with ThreadPoolExecutor(_THREADS, "index-file") as executor:
+            for file, index in zip(inputs, executor.map(files.index_file, (file.path for file in inputs)), strict=True):
+                progress(0, total, f"checked ids of {file.path.name}")
+                indices.append(index)
         files.require_patches_in_one_file(inputs, indices)
         buildings = merge_indices(indices)
         split = assign_splits(buildings, settings.data, settings.seed)
@@ -154,7 +155,7 @@ def _copy(
     with ExitStack() as stack:
         sinks = [stack.enter_context(parquet_sink(folder / f"{name}.parquet", schema, provenance)) for name in SPLITS]
         # Entered last: it waits for its threads before any file is closed.
-        executor = stack.enter_context(ThreadPoolExecutor(_ENCODERS, "encode-split"))
+        executor = stack.enter_context(ThreadPoolExecutor(_THREADS, "encode-split"))
         writers = [RowGroupWriter(sink, schema, "embedding", executor) for sink in sinks]
         for file in inputs:
             row = 0

@@ -67,14 +67,18 @@ class EmbeddingModelSection(Section):
         "seeded:dinov2-demo",
         description="hub id, local folder, or seeded:<name> for a small built-in model with seeded random weights",
     )
-    revision: str | None = Field(None, description="commit of a hub model; a hub id without one is refused")
+    revision: str | None = Field(
+        None,
+        description="commit (or tag) of a hub model; unset, the hub's newest is used and its commit recorded. "
+        "For a local folder, the digest its files must have",
+    )
     pooling_type: Literal["cls_token", "pooler_output"] = Field("cls_token", description="what stands for the image")
     batch_size: PositiveInt = Field(16, description="images a forward pass; halved when memory runs out")
     precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the forward pass")
     vector_dtype: Literal["float32", "float16"] = Field("float32", description="type of the stored vectors")
     piece_rows: PositiveInt = Field(2048, description="rows a resumable piece; a killed partition redoes at most one")
     compile: bool = Field(False, description="torch.compile the model (CUDA)")
-    trust_remote_code: bool = Field(False, description="run code from the model repository; needs a pinned revision")
+    trust_remote_code: bool = Field(False, description="run code from the model repository; needs a commit as revision")
 
 
 class TrainingModelSection(Section):

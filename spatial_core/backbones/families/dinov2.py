@@ -7,10 +7,10 @@ from spatial_core.backbones.family import Demo, Family
 _PIXELS = {
     "image_processor_type": "BitImageProcessor",
     "do_resize": True,
-    "size": {"shortest_edge": 256},
+    "size": {"shortest_edge": 192},
     "resample": 3,
     "do_center_crop": True,
-    "crop_size": {"height": 224, "width": 224},
+    "crop_size": {"height": 168, "width": 168},
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
@@ -24,7 +24,7 @@ _SMALL = {
     "num_attention_heads": 12,
     "mlp_ratio": 2,
     "patch_size": 14,
-    "image_size": 224,
+    "image_size": 168,
     "layerscale_value": 1.0,
     "initializer_range": 0.02,
 }

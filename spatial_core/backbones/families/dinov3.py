@@ -19,7 +19,7 @@ FAMILY = Family(
                 "num_hidden_layers": 3,
                 "num_attention_heads": 12,
                 "patch_size": 16,
-                "image_size": 224,
+                "image_size": 176,
                 "num_register_tokens": 4,
                 "layerscale_value": 1.0,
                 "initializer_range": 0.02,
@@ -27,7 +27,7 @@ FAMILY = Family(
             {
                 "image_processor_type": "DINOv3ViTImageProcessorFast",
                 "do_resize": True,
-                "size": {"height": 224, "width": 224},
+                "size": {"height": 176, "width": 176},
                 "resample": 2,
                 "do_rescale": True,
                 "rescale_factor": 1 / 255,

@@ -50,7 +50,7 @@ def _row(example: Example, thumbnails: Thumbnails) -> str:
     truth = _figure(
         example.truth,
         "right",
-        f"<b>rank {example.truth_rank:,}</b> \N{MIDDLE DOT} {example.truth.cosine:.3f}",
+        f"<b>rank {example.truth_rank:,}</b> \N{MIDDLE DOT} {example.truth.cosine:.4f}",
         thumbnails,
     )
     return f'<div class="example">{query}{_ARROW}<div class="found">{found}</div>{_ARROW}{truth}</div>'
@@ -59,7 +59,7 @@ def _row(example: Example, thumbnails: Thumbnails) -> str:
 def _mark(image: Shown) -> tuple[str, str]:
     """CSS class and caption; a sign besides the colour, for those who cannot tell red from green."""
     css, sign = ("right", "\N{CHECK MARK}") if image.right else ("wrong", "\N{BALLOT X}")
-    return css, f'<b>{image.cosine:.3f}</b> <span class="sign">{sign}</span>'
+    return css, f'<b>{image.cosine:.4f}</b> <span class="sign">{sign}</span>'
 
 
 def _figure(image: Shown, css: str, caption: str, thumbnails: Thumbnails) -> str:

@@ -14,6 +14,7 @@ from html import escape
 from spatial_core.retrieval.bootstrap import Estimate
 
 Scale = Callable[[float], float]
+_SMALL_SHARE = 0.4
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,14 @@ def bar_chart(groups: Sequence[str], bars: Sequence[Bars], chance: Sequence[floa
 def line_chart(
     lines: Sequence[Line], description: str, *, log_x: bool = False, shares: bool = True, x_label: str = ""
 ) -> str:
-    """Lines over a linear or logarithmic abscissa; `shares` draws the ordinate from 0 to 100 %."""
+    """Lines over a linear or logarithmic abscissa; `shares` are in percent, up to 100 unless all of them are small."""
     width, height, left, right, top, bottom = 560.0, 270.0, 46.0, 14.0, 14.0, 44.0
     points = [point for line in lines for point in line.points]
     if not points:
         return ""
     low_x, high_x = min(x for x, _ in points), max(x for x, _ in points)
-    high_y = 1.0 if shares else _round_up(max(y for _, y in points))
+    top_y = max(y for _, y in points)
+    high_y = 1.0 if shares and top_y > _SMALL_SHARE else _round_up(top_y)
 
     def place_x(value: float) -> float:
         if log_x:

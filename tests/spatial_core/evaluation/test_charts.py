@@ -50,6 +50,13 @@ def test_lines_keep_their_order_on_both_axes(log_x: bool) -> None:
     assert math.isclose(circles[1][0], middle, abs_tol=0.2) == log_x
 
 
+def test_small_shares_fill_the_chart_and_large_ones_keep_all_of_it() -> None:
+    small = parse(svg.line_chart([svg.Line("a", "A", [(1, 0.1), (2, 0.15)])], "small"))
+    large = parse(svg.line_chart([svg.Line("a", "A", [(1, 0.1), (2, 0.5)])], "large"))
+    assert [text.text for text in small.iter("text")][:5] == ["0%", "4%", "8%", "12%", "16%"]
+    assert [text.text for text in large.iter("text")][:5] == ["0%", "25%", "50%", "75%", "100%"]
+
+
 def test_a_single_point_a_zero_and_no_line_at_all() -> None:
     parse(svg.line_chart([svg.Line("a", "A", [(3, 0.0)])], "point", shares=False))
     parse(svg.line_chart([svg.Line("a", "A", [(1, 0.2)])], "point", log_x=True))

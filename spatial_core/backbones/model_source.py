@@ -115,7 +115,7 @@ def _from_hub(model_id: str, revision: str | None, trust_remote_code: bool) -> M
         ) from error
     except LocalEntryNotFoundError as error:
         raise ModelError(
-            f"{wanted}: the hub cannot be reached and the model is not in the local cache; "
+            f"{wanted}: the hub cannot be reached or fails, and the model is not in the local cache; "
             f"fetch it where there is a network (`hf download {model_id}`), or name a local folder"
         ) from error
     except failures as error:

@@ -82,8 +82,12 @@ class SpatialEmbeddingsImageProcessor(BaseImageProcessor):  # type: ignore[misc]
         else:
             height, width = self.size["height"], self.size["width"]
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None]
+        mode = _MODES[self.resample]
+        # Pillow resamples the height of tall pictures first, which shows where bicubic overshoots; so does training.
+        if image.shape[0] - height > 2 * max(0, image.shape[1] - width):
+            pixels = functional.interpolate(pixels, (height, image.shape[1]), mode=mode, antialias=True)
         if pixels.shape[2:] != (height, width):
-            pixels = functional.interpolate(pixels, (height, width), mode=_MODES[self.resample], antialias=True)
+            pixels = functional.interpolate(pixels, (height, width), mode=mode, antialias=True)
         if self.crop_size is not None:
             crop_height, crop_width = self.crop_size["height"], self.crop_size["width"]
             top, left = (height - crop_height) // 2, (width - crop_width) // 2
@@ -94,7 +98,7 @@ class SpatialEmbeddingsImageProcessor(BaseImageProcessor):  # type: ignore[misc]
 def _rgb(image: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if hasattr(image, "convert"):
         image = image.convert("RGB")
-    array = np.array(image)
+    array = image.cpu().numpy() if isinstance(image, torch.Tensor) else np.array(image)
     if array.ndim == 2:
         array = np.stack([array] * 3, axis=-1)
     if array.ndim == 3 and array.shape[0] == 3 and array.shape[-1] != 3:

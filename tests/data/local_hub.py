@@ -22,17 +22,22 @@ TOKEN = "hf_localtesttoken0123456789"  # noqa: S105 - it opens nothing but this 
 LFS_ABOVE_BYTES = 4096
 
 
+def _oid(data: bytes) -> str:
+    """40 hex digits, as git's; nobody checks how they were made."""
+    return hashlib.sha256(data).hexdigest()[:40]
+
+
 @dataclass
 class Repository:
     """One model repository with a linear history."""
 
     private: bool
     files: dict[str, bytes] = field(default_factory=lambda: {".gitattributes": b""})
-    commits: list[str] = field(default_factory=lambda: [hashlib.sha1(b"initial").hexdigest()])
+    commits: list[str] = field(default_factory=lambda: [_oid(b"initial")])
 
     def commit(self) -> str:
         listing = sorted((name, hashlib.sha256(data).hexdigest()) for name, data in self.files.items())
-        self.commits.append(hashlib.sha1(repr((self.commits[-1], listing)).encode()).hexdigest())
+        self.commits.append(_oid(repr((self.commits[-1], listing)).encode()))
         return self.commits[-1]
 
 
@@ -104,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return
         self._answer(404, {"error": f"no route for {line}"})
 
-    do_GET = do_HEAD = do_POST = do_PUT = _dispatch
+    do_GET = do_HEAD = do_POST = do_PUT = _dispatch  # noqa: N815 - the base class calls them so
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") == "chunked":
@@ -201,7 +206,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _tree(self, body: bytes, repo: str, revision: str) -> None:
         if (found := self._repository(repo, revision)) is not None:
             entries = [
-                {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                {"type": "file", "path": name, "size": len(data), "oid": _oid(data)}
                 for name, data in sorted(found.files.items())
             ]
             self._answer(200, entries)

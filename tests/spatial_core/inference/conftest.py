@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.data.make_model import make_backbone, make_checkpoint, model_settings
 
 from spatial_core.config.settings import Settings
 from spatial_core.publishing.model_folder import publish_model
+from tests.data.make_model import make_backbone, make_checkpoint, model_settings
 
 
 @pytest.fixture(scope="session")

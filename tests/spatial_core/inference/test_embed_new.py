@@ -18,8 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from tests.data.make_model import jpegs, make_checkpoint, model_settings, write_drop
-from tests.spatial_core.inference.test_pooling import IDS, ids_array
 
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError, InputError, ModelError
@@ -29,6 +27,8 @@ from spatial_core.publishing.loading import load_published
 from spatial_core.publishing.model_folder import publish_model
 from spatial_core.storage.parquet import vectors_to_numpy
 from spatial_core.storage.provenance import manifest_path, verify_artifact
+from tests.data.make_model import jpegs, make_checkpoint, write_drop
+from tests.spatial_core.inference.test_pooling import IDS, ids_array
 
 Build = Callable[..., Settings]
 

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.data.local_hub import LFS_ABOVE_BYTES, TOKEN, LocalHub, local_hub
 
 from spatial_core.errors import ConfigError
 from spatial_core.publishing import hub as hub_module
 from spatial_core.publishing.hub import HubError, push_model
 from spatial_core.publishing.integrity import write_file_digests
+from tests.data.local_hub import LFS_ABOVE_BYTES, TOKEN, LocalHub, local_hub
 
 REPO = "tester/facades"
 

@@ -12,6 +12,7 @@ import torch
 
 from spatial_core.evaluation import svg
 from spatial_core.evaluation.history import training_curves
+from spatial_core.evaluation.page import verdict
 from spatial_core.evaluation.space_map import choose_images, map_spaces
 from spatial_core.retrieval.bootstrap import Estimate
 
@@ -92,6 +93,19 @@ def test_the_history_becomes_four_charts() -> None:
     assert list(charts[0].lines[0].points) == [(1, 0.5), (2, 0.25), (3, 0.5 / 3), (4, 0.125)]
     assert list(charts[1].lines[0].points) == [(2, 0.8), (4, 0.8)]
     assert training_curves([]) == [] == training_curves([{"epoch": 1, "note": "text", "flag": True}])
+
+
+@pytest.mark.parametrize(
+    ("gain", "words"),
+    [
+        (Estimate(0.2, 0.1, 0.3), "the projector gains <b>+20.0 points</b> (+10.0 to +30.0)"),
+        (Estimate(-0.2, -0.3, -0.1), "the projector loses against them: <b>-20.0 points</b> (-30.0 to -10.0)"),
+        (Estimate(0.01, -0.02, 0.04), "the difference of <b>+1.0 points</b> (-2.0 to +4.0) may be chance"),
+        (Estimate(0.5), "the difference is <b>+50.0 points</b>, from a single building"),
+    ],
+)
+def test_the_verdict_claims_no_more_than_the_interval(gain: Estimate, words: str) -> None:
+    assert verdict(gain) == words
 
 
 def test_a_map_shows_whole_buildings_up_to_its_limit() -> None:

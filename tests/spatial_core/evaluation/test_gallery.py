@@ -93,6 +93,23 @@ def test_pictures_come_from_the_tars_and_the_rest_has_a_reason(make_lake: Callab
     assert found.reasons[own[2][0]] == "0002.parquet is missing from the intermediates"
 
 
+def test_damaged_intermediates_only_cost_their_pictures(make_lake: Callable[..., object]) -> None:
+    lake = make_lake({"train": 3, "test": 12})
+    split = read_split(lake.merged / "test.parquet", "test")
+    images, datasets = split.images.to_pylist(), split.datasets.tolist()
+    path = lake.intermediates / "0001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table, path, write_page_checksum=True, use_dictionary=False, compression="none")
+    data = bytearray(path.read_bytes())
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    chunk = group.column(table.schema.names.index("image_offset"))
+    data[chunk.data_page_offset + chunk.total_compressed_size - 1] ^= 1
+    path.write_bytes(data)
+    found = read_thumbnails(images, datasets, lake.intermediates, lake.raw)
+    assert set(found.reasons.values()) == {"0001.parquet is damaged"}
+    assert set(found.pictures) == {image for image, number in zip(images, datasets, strict=True) if number == 2}
+
+
 def test_a_tar_name_never_leads_out_of_the_raw_folder(make_lake: Callable[..., object], tmp_path: Path) -> None:
     lake = make_lake({"train": 3, "test": 6})
     path = lake.intermediates / "0001.parquet"

@@ -156,8 +156,8 @@ def _load_model(
     from transformers import AutoConfig, AutoModel
 
     folder = str(source.folder)
-    # transformers takes the fused kernel where a model has one. On CPUs in bf16, explicit attention is 1.2 times as fast
-    # for 257 tokens; see docs/performance.md.
+    # transformers takes the fused kernel where a model has one. On CPUs in bf16, explicit attention is 1.2 times as
+    # fast for 257 tokens.
     attention = {"attn_implementation": "eager"} if device.type == "cpu" and dtype == torch.bfloat16 else {}
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)

@@ -14,7 +14,8 @@ from spatial_core.report import Report
 
 # Event log entries are database rows: a larger picture stays in the report and is only linked.
 _MAX_INLINE_BYTES = 400_000
-_PLOTTED = ("recall@1", "recall@5", "recall@10", "mAP", "MRR")
+_PLOTTED_METHODS = ("projector", "backbone")
+_PLOTTED = ("recall@1", "recall@5", "recall@10", "mAP")
 
 
 def report_preview(settings: Settings, report: Report) -> Mapping[str, Any]:
@@ -31,7 +32,7 @@ def report_preview(settings: Settings, report: Report) -> Mapping[str, Any]:
         metadata["picture"] = dg.MetadataValue.md(inline_image(picture, "recall of raw features and of the projector"))
     for line in report.details.get("headline", ()):
         for metric in _PLOTTED:
-            if line.get(metric) is not None:
+            if line["method"] in _PLOTTED_METHODS and line.get(metric) is not None:
                 metadata[f"{line['split']} {line['method']} {metric}"] = float(line[metric])
     return metadata
 

@@ -94,7 +94,7 @@ class StageAsset:
             except SpatialError as error:
                 failed[key] = done = one_line(error)
             else:
-                done = "was up to date" if report.up_to_date else f"{report.rows:,} rows in {report.seconds:.1f} s"
+                done = _done(report)
             level = logging.ERROR if key in failed else logging.INFO
             context.log.log(level, f"{self.name} {key} ({number} of {len(keys)}): {done}")
         if failed:
@@ -117,6 +117,7 @@ class StageAsset:
             metadata |= self.preview(tree, report)
         except SpatialError as error:
             raise dg.Failure(one_line(error), allow_retries=False) from error
+        context.log.info(f"{self.name}: {_done(report)}")
         yield dg.MaterializeResult(
             metadata=metadata,
             data_version=dg.DataVersion(artifact_sha256(report.artifact)),
@@ -142,6 +143,10 @@ class StageAsset:
             if not outcome.passed and outcome.severity == "error":
                 raise withdraw(report.artifact, f"{outcome.name} failed: {outcome.summary}")
         return metadata | dict(self.preview(settings, report))
+
+
+def _done(report: Report) -> str:
+    return "was up to date" if report.up_to_date else f"{report.rows:,} rows in {report.seconds:.1f} s"
 
 
 def _load(settings: SettingsResource) -> Settings:

@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--until-stdin-closes", action="store_true", help="end when standard input closes, that is, with the parent"
     )
     given = parser.parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("spatial_core").setLevel(logging.INFO)
     end_cleanly_on_termination()
     if given.until_stdin_closes:
         end_with_parent()

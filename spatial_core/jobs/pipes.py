@@ -48,7 +48,6 @@ def run_reporting(call: StageCall) -> int:
         handler = _PipesHandler(pipes)
         logger = logging.getLogger("spatial_core")
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
         try:
             report = run_stage(call, PacedProgress(pipes.log.info))
         except SpatialError as error:

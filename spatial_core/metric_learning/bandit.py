@@ -7,6 +7,9 @@ exploration term, while means and the total stand still until the batch is rewar
 has candidates in, so this is worked out for each of the 127 possible sets of bands, all of them together in a few
 tensor operations: bands' scores at successive simulated counts are sorted once, and a set's picks are the best scores
 among its own bands; of equal scores the band picked less often comes first.
+
+Once many samples are rewarded, a batch changes scores by next to nothing. So a deal is worked out for 1/64 of the
+samples rewarded so far, or for a batch if that is more, and used until as many are drawn.
 """
 
 from __future__ import annotations
@@ -20,6 +23,8 @@ NO_BAND = BANDS
 # Batches are dealt in this many equal shares at most: a share of 1/64 is finer than the noise of one batch's rewards,
 # and the table to sort stays at 448 scores whatever the batch.
 _SHARES = 64
+# A deal holds for this share of the samples rewarded so far: it bounds how far scores can move meanwhile.
+_LAG = 64
 
 
 class BandUCB:
@@ -42,7 +47,9 @@ class BandUCB:
         self._slots = torch.eye(BANDS + 1, dtype=torch.float64, device=device)
         self._onehot = torch.eye(BANDS, device=device)
         self._places: dict[int, Tensor] = {}
-        self._simulated: dict[int, Tensor] = {}
+        self._limits = self._uniform
+        self._drawn = 0
+        self._left = 0
 
     def means(self) -> Tensor:
         """(7,) mean reward of each band; the mean over all bands for one not seen yet, 0 before any."""
@@ -68,16 +75,19 @@ class BandUCB:
         Rows sum to 1, but for the empty set, whose row is 0.
         """
         shares = min(size, _SHARES)
-        if size not in self._simulated:
-            steps = torch.arange(shares, dtype=torch.float64, device=self.counts.device)
-            self._simulated[size] = steps[:, None] * (size / shares)
-        scores = self.scores(self._simulated[size])  # (shares, 7)
+        simulated = torch.arange(shares, dtype=torch.float64, device=self.counts.device)[:, None] * (size / shares)
+        scores = self.scores(simulated)  # (shares, 7)
         picks = scores.flatten().sort(descending=True, stable=True).indices % BANDS
         taken = self._onehot[picks].cumsum(0)  # (7 shares, 7) picks of each band so far
         reached = self._members @ taken.T  # (128, 7 shares) of those, the ones a set may use
         last = torch.searchsorted(reached, self._members.new_full((len(reached), 1), shares)).squeeze(1)
         steered = taken[last.clamp(max=len(picks) - 1)] * self._members / shares
         return torch.where(self.counts.sum() < self.warmup, self._uniform, steered)
+
+    def begin_epoch(self) -> None:
+        """Forget the current deal; waits for the device. A resumed run starts its epoch from the same state."""
+        self._drawn = int(self.counts.sum())
+        self._left = 0
 
     def choose(self, available: Tensor) -> Tensor:
         """A band for each anchor.
@@ -90,11 +100,15 @@ class BandUCB:
             (B,) int64 band, `NO_BAND` where none is available.
         """
         size = len(available)
+        if self._left < size:
+            self._left = max(size, self._drawn // _LAG) if self._drawn >= self.warmup else size
+            self._limits = self.deal(self._left).cumsum(1)
+        self._left -= size
+        self._drawn += size
         if size not in self._places:
             self._places[size] = (torch.arange(size, device=available.device)[:, None] + 0.5) / size
-        limits = self.deal(size).cumsum(1)
         # Rounding may leave the last limit a little under 1; places stay clear of it by half a sample.
-        return (limits[available] <= self._places[size]).sum(1)
+        return (self._limits[available] <= self._places[size]).sum(1)
 
     def update(self, bands: Tensor, rewards: Tensor) -> None:
         """Add rewards (B,) of samples whose negatives came from `bands` (B,); those of `NO_BAND` count for nothing."""

@@ -127,6 +127,7 @@ class TripletSampler:
 
     def epoch(self, batch_size: int) -> Iterator[Triplets]:
         """All anchors once, in random order; the last batch may be smaller."""
+        self.bandit.begin_epoch()
         order = torch.randperm(len(self.anchors), generator=self.generator, device=self.anchors.device)
         ahead = batch_size * max(1, _AHEAD // batch_size)
         for anchors in torch.split(self.anchors[order], ahead):

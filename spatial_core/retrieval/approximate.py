@@ -1,12 +1,13 @@
 """Approximate k nearest neighbours for millions of vectors, with its recall measured against the exact ones.
 
 An inverted file (faiss IVF-Flat): vectors are grouped around 4 * sqrt(N) centroids and a query looks into the groups
-whose centroids are nearest. How many is not guessed: the number is doubled until the recall on a sample reaches the
+whose centroids are nearest. How many is not guessed: the number is raised until the recall on a sample reaches the
 target, so it grows with the data as far as the data need it. The recall that is reported is measured on another sample.
 
-Chosen over HNSW graphs because it is built in seconds, takes no memory beside the vectors, is the same in every run
-(graphs built by several threads are not), and was faster at the same recall: 100 k vectors of 32 dimensions, k = 200,
-2 cores: 7 s at recall 0.991 beside 12.7 s at 0.998. Measure again for much longer vectors.
+Chosen over HNSW graphs because it takes no memory beside the vectors, is the same in every run (graphs built by
+several threads are not), and was faster: 300 k vectors of 32 dimensions, k = 200, in CPU seconds on a busy machine: 27
+to build, tune and measure and 158 to search, recall 0.994; HNSW (32 links, ef 200) 85 and 194, recall 0.992; exact
+search 428. Measure again for much longer vectors.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class ApproximateSearch:
         exact = ExactSearch(self.database, metric=metric, threads=threads)
         self.probes = min(_FIRST_GROUPS, self.groups)
         while self._recall(tuning, exact, k) < target_recall and self.probes < self.groups:
-            self.probes = min(2 * self.probes, self.groups)
+            self.probes = min(self.probes * 5 // 4, self.groups)
         self.sample = len(self_check)
         self.recall = self._recall(self_check, exact, k)
 

@@ -78,6 +78,7 @@ def compute_difficulty(
     Raises:
         InputError: if there are no fingerprints.
         ArtifactError: on missing, malformed or repeated ids, malformed fingerprints, or files made differently.
+        ModelError: if the device does not exist here.
     """
     started = time.perf_counter()
     fingerprints = list_fingerprints(fingerprints_dir)
@@ -164,11 +165,11 @@ def _searcher(scores: npt.NDArray[np.float32], settings: Settings) -> tuple[Sear
 
 
 def _device(name: str) -> str:
-    if name != "auto":
+    if name == "cpu":
         return name
-    import torch
+    from spatial_core.backbones.loading import choose_device
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return str(choose_device(name))
 
 
 def _calibrate(

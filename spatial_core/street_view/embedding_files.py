@@ -56,15 +56,7 @@ class EmbeddingFile:
         """What must be equal in files whose vectors are to be compared with each other."""
         if self.provenance is None:
             return {"model": "unrecorded"}
-        config = self.provenance.config
-        pooling = config.get("embedding_model.pooling_type") or dict(config.get("embedding_model", {})).get(
-            "pooling_type", ""
-        )
-        return {
-            "model": dict(self.provenance.model),
-            "preprocessing": self.provenance.preprocessing,
-            "pooling": pooling,
-        }
+        return {"model": dict(self.provenance.model), "preprocessing": self.provenance.preprocessing}
 
 
 def list_embedding_files(directory: Path) -> list[EmbeddingFile]:

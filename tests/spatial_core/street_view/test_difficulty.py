@@ -20,7 +20,7 @@ from sklearn.neighbors import BallTree
 
 from spatial_core import schemas
 from spatial_core.config.settings import Settings
-from spatial_core.errors import ArtifactError, InputError
+from spatial_core.errors import ArtifactError, InputError, ModelError
 from spatial_core.geo.sphere import haversine_m
 from spatial_core.storage.digests import sha256_file
 from spatial_core.storage.parquet import parquet_sink, read_provenance, vectors_to_arrow, vectors_to_numpy
@@ -428,3 +428,10 @@ def test_real_tars_agree_with_the_earlier_pipeline(tmp_path: Path, real_data: Pa
     assert report.details["excluded_near"] > 0
     expected, edges = reference(tables, components=32, neighbors=150, k0=50, seed=42, min_m=30)
     assert_same(out, expected, edges)
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "in", images(1, 80), 1)
+    with pytest.raises(ModelError, match="no-such-device"):
+        compute_difficulty(tmp_path / "in", tmp_path / "o.parquet", settings({"device": "no-such-device"}))
+    assert compute_difficulty(tmp_path / "in", tmp_path / "o.parquet", settings({"device": "auto"})).rows == 80

@@ -31,9 +31,8 @@ from spatial_core.street_view.split_assignment import SPLITS, assign_splits
 from spatial_core.street_view.splits import merge_splits
 
 DIM = 8
-PROVENANCE = Provenance(
-    "embed", "1", "0" * 64, {"embedding_model.pooling_type": "cls_token"}, {}, {"id": "m", "revision": "r"}, "p1"
-)
+MODEL = {"id": "m", "revision": "r", "pooling_type": "cls_token"}
+PROVENANCE = Provenance("embed", "1", "0" * 64, model=MODEL, preprocessing="p1")
 
 
 def settings(**data: Any) -> Settings:
@@ -147,7 +146,7 @@ def test_footer_carries_model_preprocessing_and_input_digests(shards: Path, tmp_
     verify_artifact(tmp_path / "merged")
     provenance = read_provenance(tmp_path / "merged" / "val.parquet")
     assert provenance is not None
-    assert provenance.model == {"id": "m", "revision": "r"}
+    assert provenance.model == MODEL
     assert provenance.preprocessing == "p1"
     assert provenance.inputs == {path.name: sha256_file(path) for path in shards.glob("*.parquet")}
 
@@ -315,9 +314,9 @@ def test_a_bad_row_is_refused_and_nothing_is_published(shards: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("table", "provenance", "difference"),
     [
-        (images(8, 20), dataclasses.replace(PROVENANCE, model={"id": "m", "revision": "other"}), "origin"),
+        (images(8, 20), dataclasses.replace(PROVENANCE, model={**MODEL, "revision": "other"}), "origin"),
         (images(8, 20), dataclasses.replace(PROVENANCE, preprocessing="p2"), "origin"),
-        (images(8, 20), dataclasses.replace(PROVENANCE, config={"embedding_model.pooling_type": "x"}), "origin"),
+        (images(8, 20), dataclasses.replace(PROVENANCE, model={**MODEL, "pooling_type": "pooler_output"}), "origin"),
         (images(8, 20), None, "origin"),
         (images(8, 20, dtype="float16"), PROVENANCE, "vector type"),
         (images(8, 20, dim=DIM + 1), PROVENANCE, "vector length"),

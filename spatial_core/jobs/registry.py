@@ -16,6 +16,7 @@ from typing import Any
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError
 from spatial_core.report import Progress, Report, silent
+from spatial_core.storage.hardware import share_cores
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def run_stage(call: StageCall, progress: Progress = silent) -> Report:
     if missing or unknown:
         raise ConfigError(f"stage {call.stage}: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
     module_name, _, function_name = stage.target.partition(":")
+    share_cores()  # before the stage's module imports torch
     module = importlib.import_module(module_name)
     function: Any = getattr(module, function_name)
     # A model may be a hub id, which as a Path would still be the same text on POSIX; every other argument is a path.

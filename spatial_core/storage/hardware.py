@@ -14,6 +14,18 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
+def share_cores() -> None:
+    """Let OpenMP threads that wait for each other give their core away after some microseconds.
+
+    By default they spin for milliseconds. Beside decoding threads, or another run on the same machine, they spin on
+    cores the awaited thread needs: on 2 busy cores a training step took 150 to 210 ms instead of 40 to 70, and 256 new
+    images 7.4 s instead of 1.0 to 1.8. Short waits, the only kind on an idle machine, are still spun through. Takes
+    effect when called before torch is imported; a value in the environment wins.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
 def available_memory() -> int:
     """Bytes this process may still take: free memory of the machine, or what a control group leaves if that is less.
 

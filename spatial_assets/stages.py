@@ -113,8 +113,8 @@ class StageAsset:
         tree = _load(settings)
         try:
             report = compute.run(context, self.call(tree, ""))
-            metadata = materialization_metadata(report, tree, partitioned=False)
-            metadata |= self.preview(tree, report)
+            # What a person would rather look at stands first.
+            metadata = dict(self.preview(tree, report)) | materialization_metadata(report, tree, partitioned=False)
         except SpatialError as error:
             raise dg.Failure(one_line(error), allow_retries=False) from error
         context.log.info(f"{self.name}: {_done(report)}")

@@ -227,7 +227,6 @@ class ComputeSection(Section):
 class WatchSection(Section):
     """Sensors on raw_dir and drops_dir."""
 
-    interval_s: PositiveInt = Field(30, description="seconds between ticks")
     budget_s: PositiveFloat = Field(20.0, description="seconds of work a tick; the rest waits for the next")
     drop_name_pattern: str = Field(
         r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}\.parquet", description="regular expression a drop's file name must match"

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,7 +60,7 @@ class FeatureBatch:
 
 @dataclass
 class _Pending:
-    """A batch whose images are being decoded into `pixels`, one slot each."""
+    """A batch being decoded, one slot an image, into (B, 3, H, W): normalised float32, or uint8 for a GPU."""
 
     rows: list[int]
     pixels: torch.Tensor
@@ -95,7 +96,7 @@ def stream_features(
     """
     device = torch.device(device)
     runner = _Runner(forward, preprocessing, device, batch_size)
-    feeder = _Feeder(preprocessing, images, batch_size, threads, pin=device.type == "cuda")
+    feeder = _Feeder(preprocessing, images, batch_size, threads, for_gpu=device.type == "cuda")
     waiting: deque[_Running] = deque()
     # On a GPU the next pass is launched before the last one's vectors are fetched.
     in_flight = 1 if device.type == "cuda" else 0
@@ -121,12 +122,12 @@ class _Feeder:
         images: Iterable[tuple[int, Source]],
         batch_size: int,
         threads: int,
-        pin: bool,
+        for_gpu: bool,
     ) -> None:
         self._preprocessing = preprocessing
         self._images = images
         self._batch_size = batch_size
-        self._pin = pin
+        self._for_gpu = for_gpu
         self._room = threading.Semaphore(_AHEAD)
         self._stopping = threading.Event()
         self._ready: queue.SimpleQueue[_Pending | BaseException | None] = queue.SimpleQueue()
@@ -176,19 +177,26 @@ class _Feeder:
         self._room.acquire()
         if self._stopping.is_set():
             return
-        height, width = self._preprocessing.output_size
+        shape = (len(batch), 3, *self._preprocessing.output_size)
         # Pinned memory comes from torch's caching allocator, so a buffer per batch costs no system call.
-        pixels = torch.empty((len(batch), height, width, 3), dtype=torch.uint8, pin_memory=self._pin)
+        if self._for_gpu:
+            pixels = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        else:
+            pixels = torch.empty(shape, dtype=torch.float32)
         view = pixels.numpy()
         slots = [self._pool.submit(self._decode, row, source, view[place]) for place, (row, source) in enumerate(batch)]
         self._ready.put(_Pending([row for row, _ in batch], pixels, slots))
 
-    def _decode(self, row: int, source: Source, slot: npt.NDArray[np.uint8]) -> Reject | None:
+    def _decode(self, row: int, source: Source, slot: npt.NDArray[Any]) -> Reject | None:
         try:
             data = source() if callable(source) else source
-            slot[...] = self._preprocessing.pixels(decode_jpeg(data))
+            pixels = self._preprocessing.pixels(decode_jpeg(data))
         except ImageError as error:
             return Reject(row, error.reason, str(error))
+        if self._for_gpu:
+            slot[...] = pixels.transpose(2, 0, 1)
+        else:
+            self._preprocessing.normalise_into(pixels, slot)
         return None
 
 
@@ -237,7 +245,7 @@ class _Runner:
         return _Running(rows, vectors, rejects, self._size, done, pixels)
 
     def _vectors(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(n, H, W, 3) uint8 on the host -> (n, D) float32 on the device."""
+        """(n, 3, H, W) on the host -> (n, D) float32 on the device."""
         parts: list[torch.Tensor] = []
         start = 0
         while start < len(pixels):
@@ -252,7 +260,9 @@ class _Runner:
     def _try(self, pixels: torch.Tensor) -> torch.Tensor | None:
         """One forward pass, or None when memory ran out; the failed pass's tensors are freed on return."""
         try:
-            vectors = self._forward(self._preprocessing.normalise(self._upload(pixels)))
+            if self._copies is not None:
+                pixels = self._preprocessing.normalise(self._upload(pixels, self._copies).permute(0, 2, 3, 1))
+            vectors = self._forward(pixels.to(self._device))
         except torch.OutOfMemoryError:
             return None
         except RuntimeError as error:
@@ -265,13 +275,12 @@ class _Runner:
         self._dim = vectors.shape[1]
         return vectors.float()
 
-    def _upload(self, pixels: torch.Tensor) -> torch.Tensor:
-        if self._copies is None:
-            return pixels.to(self._device)
+    def _upload(self, pixels: torch.Tensor, copies: torch.cuda.Stream) -> torch.Tensor:
+        """Copy on a stream of its own, so that the pass before is not waited for."""
         compute = torch.cuda.current_stream(self._device)
-        with torch.cuda.stream(self._copies):
+        with torch.cuda.stream(copies):
             uploaded = pixels.to(self._device, non_blocking=True)
-        compute.wait_stream(self._copies)
+        compute.wait_stream(copies)
         uploaded.record_stream(compute)
         return uploaded
 

@@ -56,7 +56,7 @@ def embed_parquet(
         state = read_state(place)
         refuse_foreign(place, state)
         manifest = read_manifest(place)
-        known = None if manifest is None else manifest["report"]["details"]
+        known = None if manifest is None else manifest["report"]["details"]["drop"]
         request = read_request(input, settings, str(model or settings.locations.model_dir), known)
         done = finished(place, request.key)
         if done is not None and done.rows_in >= request.rows:

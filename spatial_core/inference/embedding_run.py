@@ -107,7 +107,7 @@ class EmbeddingRun:
             code_version=CODE_VERSION,
             config_digest=settings.digest,
             config={"inference.filter_valid": request.filter_valid, "inference.precision": request.precision},
-            inputs={"input": request.input_sha256},
+            inputs={"input": request.input_sha256, "model": request.model_sha256},
             model=published.identity,
             preprocessing=published.preprocessing.id,
         )
@@ -170,9 +170,7 @@ class EmbeddingRun:
             bytes=sum(path.stat().st_size for path in place.rglob("*") if path.is_file()),
             unit="rows",
             details={
-                "input_path": self._request.input_path,
-                "input_stat": self._request.input_stat,
-                "input_sha256": self._request.input_sha256,
+                "drop": self._request.drop_record(),
                 "total_rows_in_input": self._request.drop.rows,
                 "parts": len(self._done),
                 "read_batch_size": self._read_batch_size,

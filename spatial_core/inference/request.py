@@ -35,7 +35,8 @@ class Request:
 
     Args:
         drop: the input.
-        input_stat: its size in bytes and mtime in nanoseconds.
+        input_bytes: its size.
+        input_mtime_ns: when it was last written, nanoseconds.
         input_sha256: digest of its bytes.
         model: folder or hub id as given, a folder as an absolute path.
         model_sha256: digest that identifies its files.
@@ -45,7 +46,8 @@ class Request:
     """
 
     drop: Drop
-    input_stat: list[int]
+    input_bytes: int
+    input_mtime_ns: int
     input_sha256: str
     model: str
     model_sha256: str
@@ -62,6 +64,15 @@ class Request:
         """Identity of the data set; the limit is not part of it, a longer run goes on with a shorter one's parts."""
         config = {"filter_valid": self.filter_valid, "precision": self.precision}
         return stage_key(STAGE, CODE_VERSION, config, {"input": self.input_sha256, "model": self.model_sha256})
+
+    def drop_record(self) -> dict[str, Any]:
+        """How the input is told apart from a replacement without reading it, for reports."""
+        return {
+            "path": self.input_path,
+            "bytes": self.input_bytes,
+            "mtime_ns": self.input_mtime_ns,
+            "sha256": self.input_sha256,
+        }
 
     def state(self) -> dict[str, Any]:
         """The request as `state.json` records it."""
@@ -103,23 +114,21 @@ def read_request(path: Path, settings: Settings, model: str, known: Mapping[str,
         path: the input.
         settings: [inference] matters here.
         model: folder or hub id.
-        known: details of the last finished run's report; if size and mtime of the input are still those, its bytes are
-            not hashed again.
+        known: `drop_record` of the last finished run; an input of the same path, size and mtime is not hashed again.
 
     Raises:
         InputError: if the input is not a readable drop.
     """
     drop = open_drop(path)
-    stat = [path.stat().st_size, path.stat().st_mtime_ns]
-    if known is not None and known["input_stat"] == stat and known["input_path"] == str(path.resolve()):
-        digest = str(known["input_sha256"])
-    else:
-        digest = sha256_file(path)
+    stat = path.stat()
+    record = {"path": str(path.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    unchanged = known is not None and all(known[name] == value for name, value in record.items())
     limit = settings.inference.limit
     return Request(
         drop=drop,
-        input_stat=stat,
-        input_sha256=digest,
+        input_bytes=stat.st_size,
+        input_mtime_ns=stat.st_mtime_ns,
+        input_sha256=str(known["sha256"]) if known is not None and unchanged else sha256_file(path),
         model=str(Path(model).resolve()) if Path(model).is_dir() else model,
         model_sha256=model_digest(model),
         filter_valid=settings.inference.filter_valid,

@@ -5,7 +5,6 @@ Every number in it comes from the evaluation report or the checkpoint; where the
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 from spatial_core.errors import ArtifactError
 from spatial_core.publishing.golden import FLOAT32, REDUCED_PRECISION
 from spatial_core.publishing.licence import Licence
+from spatial_core.storage.provenance import artifact_digest
 
 METRICS_FILE = "metrics.json"
 _PROJECTOR = "projector"
@@ -36,7 +36,7 @@ class Evaluation:
 
     Args:
         headline: one row a split and method, with recall@k and its interval; empty when it was not evaluated.
-        sha256: digest of the metrics file.
+        sha256: digest of the report folder.
     """
 
     headline: tuple[Mapping[str, Any], ...] = ()
@@ -101,13 +101,13 @@ def read_evaluation(report_dir: Path | None, weights_sha256: str) -> Evaluation:
 
     Raises:
         ArtifactError: if the metrics cannot be read, or are those of another checkpoint.
+        DigestMismatch: if the report changed after it was made.
     """
     if report_dir is None or not (report_dir / METRICS_FILE).is_file():
         return Evaluation()
     path = report_dir / METRICS_FILE
-    data = path.read_bytes()
     try:
-        record = json.loads(data)
+        record = json.loads(path.read_bytes())
         rows = tuple(dict(row) for row in record["headline"] if {"split", "method"} <= set(row))
         measured = record["checkpoint"]["weights_sha256"]
     except (ValueError, KeyError, TypeError) as error:
@@ -117,7 +117,7 @@ def read_evaluation(report_dir: Path | None, weights_sha256: str) -> Evaluation:
             f"{path}: measured another checkpoint (sha256 {str(measured)[:12]}, not {weights_sha256[:12]}); "
             "run stage 'evaluate' on this one"
         )
-    return Evaluation(rows, hashlib.sha256(data).hexdigest())
+    return Evaluation(rows, artifact_digest(report_dir))
 
 
 def render_card(facts: CardFacts) -> str:

@@ -68,8 +68,8 @@ class SpatialEmbeddingsImageProcessor(BaseImageProcessor):  # type: ignore[misc]
             raise ValueError(f"options fixed by the model: {', '.join(sorted(kwargs))}")
         many = isinstance(images, list | tuple)
         batch = torch.stack([self._pixels(_rgb(image)) for image in (images if many else [images])])
-        mean, std = (torch.tensor(values, dtype=torch.float32) for values in (self.image_mean, self.image_std))
-        values = batch.to(torch.float32).mul_(self.rescale_factor / std).sub_(mean / std)
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (self.image_mean, self.image_std))
+        values = batch.to(torch.float32).mul_((self.rescale_factor / std).float()).sub_((mean / std).float())
         return BatchFeature({"pixel_values": values.permute(0, 3, 1, 2).contiguous()}, tensor_type=return_tensors)
 
     def _pixels(self, image: np.ndarray[Any, np.dtype[np.uint8]]) -> torch.Tensor:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from spatial_core.errors import ArtifactError, DigestMismatch, InputError
-from spatial_core.storage.digests import sha256_file
+from spatial_core.storage.digests import digest_json, sha256_file
 
 MANIFEST = "MANIFEST.json"
 FORMAT = "spatial-model-folder/1"
@@ -45,8 +45,19 @@ def read_file_digests(folder: Path) -> dict[str, str]:
     return files
 
 
+def folder_digest(folder: Path) -> str:
+    """Digest that identifies the model, without reading its weights: `content_digest` of the folder as published.
+
+    Raises:
+        InputError, ArtifactError: as `read_file_digests`.
+    """
+    files = {**read_file_digests(folder), MANIFEST: sha256_file(folder / MANIFEST)}
+    # In the order of paths, in which a folder is listed, not of their text.
+    return digest_json([[name, files[name]] for name in sorted(files, key=Path)])
+
+
 def verify_files(folder: Path) -> str:
-    """Hash every listed file again; returns the digest of the manifest, which identifies the model.
+    """Hash every listed file again; returns `folder_digest`.
 
     Raises:
         DigestMismatch: naming the first file that is missing or changed.
@@ -62,4 +73,4 @@ def verify_files(folder: Path) -> str:
                 f"{path}: its bytes changed since it was published (recorded sha256 {expected[:12]}, "
                 f"found {found[:12]}); publish or download the model again"
             )
-    return sha256_file(folder / MANIFEST)
+    return folder_digest(folder)

@@ -26,10 +26,9 @@ from spatial_core.publishing import golden
 from spatial_core.publishing.assembly import grey_levels, read_preprocessor
 from spatial_core.publishing.backbone_source import find_backbone, load_found
 from spatial_core.publishing.configuration_spatial_embeddings import SpatialEmbeddingsConfig
-from spatial_core.publishing.integrity import MANIFEST, verify_files
+from spatial_core.publishing.integrity import MANIFEST, folder_digest, verify_files
 from spatial_core.publishing.modeling_spatial_embeddings import SpatialEmbeddingsModel
 from spatial_core.publishing.transformers_session import quietly
-from spatial_core.storage.digests import sha256_file
 
 _HUB_ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>.*))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -42,7 +41,7 @@ class PublishedModel:
     """A checked model on its device.
 
     Args:
-        sha256: digest of the folder's manifest; identifies every byte of the model.
+        sha256: `folder_digest`, which identifies every byte of the model.
         model: in evaluation mode.
         preprocessing: how pixels are prepared.
         device: where it computes.
@@ -75,11 +74,7 @@ def model_digest(source: str) -> str:
         InputError: if there is no such folder, or it was not published by this project.
         ModelError: for a hub id without a commit, or one that cannot be fetched.
     """
-    folder = Path(source)
-    manifest = folder / MANIFEST if folder.is_dir() else _from_hub(source, MANIFEST)
-    if not manifest.is_file():
-        raise InputError(f"{folder}: no {MANIFEST}, so not a model folder written by `spatial publish`")
-    return sha256_file(manifest)
+    return folder_digest(Path(source) if Path(source).is_dir() else _from_hub(source, MANIFEST).parent)
 
 
 def load_published(source: str, settings: Settings) -> PublishedModel:

@@ -108,7 +108,7 @@ class _Job:
     @property
     def inputs(self) -> dict[str, str]:
         digests = {"checkpoint": self.head.weights_sha256, "backbone": self.source.revision}
-        return digests | ({"metrics": self.evaluation.sha256} if self.evaluation.sha256 else {})
+        return digests | ({"retrieval_report": self.evaluation.sha256} if self.evaluation.sha256 else {})
 
     @property
     def key(self) -> str:

@@ -23,6 +23,7 @@ from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError, InputError, ModelError
 from spatial_core.images.decode import decode_jpeg
 from spatial_core.inference.embed_new import embed_parquet
+from spatial_core.inference.pooling import pool_buildings
 from spatial_core.publishing.loading import load_published
 from spatial_core.publishing.model_folder import publish_model
 from spatial_core.storage.parquet import vectors_to_numpy
@@ -308,6 +309,34 @@ def test_other_input_model_or_options_are_refused(tmp_path: Path, settings: Buil
     assert parts_of(root) == before
 
 
+def test_status_of_the_lake_knows_when_drop_or_model_changed(
+    tmp_path: Path, settings: Build, backbone_folder: Path
+) -> None:
+    from spatial_core.lake.status import lake_status
+
+    chosen = settings(f"paths.model_dir={tmp_path / 'model'}")
+    at = chosen.locations
+    publish_model(
+        make_checkpoint(at.checkpoint_dir / "checkpoint_best.safetensors", backbone_folder), at.model_dir, chosen
+    )
+    drop = write_drop(at.drops_dir / "new.parquet", jpegs(5), list(range(5)))
+    embed_parquet(drop, at.final_embeddings_dir / "new", chosen)
+    pool_buildings(at.final_embeddings_dir / "new", at.building_embeddings_dir / "new.parquet", chosen)
+
+    def states() -> dict[str, tuple[str, str]]:
+        return {found.asset: (found.state, found.why) for found in lake_status(chosen) if found.partition == "new"}
+
+    assert states()["final_embeddings"] == ("made", "")
+    assert states()["building_embeddings"] == ("made", "")
+    write_drop(drop, jpegs(4, seed=9), list(range(4)))
+    assert states()["final_embeddings"] == ("stale", "new.parquet was replaced")
+    embed_parquet(drop, at.final_embeddings_dir / "new", chosen)
+    assert states()["final_embeddings"] == ("made", "")
+    assert states()["building_embeddings"][0] == "stale"
+    publish_model(make_checkpoint(tmp_path / "c.safetensors", backbone_folder, seed=4), at.model_dir, chosen)
+    assert states()["final_embeddings"] == ("stale", "hf_model changed or is new")
+
+
 def test_same_bytes_under_another_name_are_the_same_input(tmp_path: Path, settings: Build) -> None:
     drop = write_drop(tmp_path / "d.parquet", jpegs(3), [1, 2, 3])
     embed_parquet(drop, tmp_path / "out", settings())
@@ -451,6 +480,7 @@ import sys
 from pathlib import Path
 from spatial_core.config.settings import Settings
 from spatial_core.inference.embed_new import embed_parquet
+from spatial_core.inference.pooling import pool_buildings
 settings = Settings.from_json(Path(sys.argv[3]).read_text())
 embed_parquet(Path(sys.argv[1]), Path(sys.argv[2]), settings, lambda done, total, text: print(done, flush=True))
 """

@@ -2,13 +2,14 @@
 
 One district is one tar. A district depends on the seed and its own number only, so asking for more tars leaves the
 first ones as they were. Buildings stand wall to wall along both sides of straight streets; the car drives each street
-several times, in different seasons and light, and one panorama serves every facade point in its reach, as in the real
+again and again, in different seasons and light, and one panorama serves every facade point in its reach, as in the real
 data set.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -22,7 +23,7 @@ from spatial_core.demo.styles import Style, style_table
 
 FIRST_DATASET = 901
 UNSEEN_DISTRICT = -1
-DRIVES = 4
+DRIVES = 6
 CAMERA_HEIGHT_M = 2.5
 _DISTRICT_PITCH_M = 520.0
 _STREET_PITCH_M = 90.0
@@ -238,7 +239,7 @@ def _targets(rng: np.random.Generator, street: Street, demo: DemoSection, taken:
                 if abs(stop.along_m - along)
                 < math.tan(math.radians(_STEEPEST_DEG)) * (street.width_m / 2 - building.side * stop.across_m)
             ]
-            order = [reach[i] for i in rng.permutation(len(reach))]
+            order = _by_turns([reach[i] for i in rng.permutation(len(reach))], street)
             count = min(int(rng.integers(demo.min_views, demo.max_views + 1)), len(order))
             if count < demo.min_views:
                 continue
@@ -255,3 +256,18 @@ def _targets(rng: np.random.Generator, street: Street, demo: DemoSection, taken:
                 )
             )
     return points
+
+
+def _by_turns(stops: list[int], street: Street) -> list[int]:
+    """Reorder so that every drive had its turn before any has another one.
+
+    Pictures of one drive share light and traffic; taking them from different drives makes finding a building again a
+    matter of the building.
+    """
+    turns: Counter[int] = Counter()
+    keyed = []
+    for stop in stops:
+        drive = street.panoramas[stop].drive
+        keyed.append((turns[drive], stop))
+        turns[drive] += 1
+    return [stop for _, stop in sorted(keyed, key=lambda pair: pair[0])]

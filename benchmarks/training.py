@@ -23,7 +23,7 @@ from spatial_core.config.sections import TrainingSection
 from spatial_core.metric_learning.features import Split
 from spatial_core.metric_learning.projector import Projector, ProjectorConfig
 from spatial_core.metric_learning.trainer import Precision, Trainer, arithmetic
-from spatial_core.storage.hardware import usable_cores
+from spatial_core.storage.hardware import share_cores, usable_cores
 
 DIM = 1024
 HEAD = ProjectorConfig(DIM, (512,), 256)
@@ -113,6 +113,7 @@ def run_reference(data: ReferenceData, batch_size: int, batches: int) -> dict[st
 
 def rows(scale: float = 1.0) -> list[Row]:
     """Lines of the table."""
+    share_cores()  # as a stage run does; the contenders' processes inherit it
     measured = []
     for batch_size, precision, target in (
         (256, "fp32", 3.5),

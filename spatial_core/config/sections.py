@@ -105,6 +105,11 @@ class TrainingSection(TrainingModelSection):
     margin: PositiveFloat = Field(0.5, description="triplet margin")
     loss_distance: Literal["euclidean", "cosine"] = Field("euclidean", description="distance inside the loss")
     precision: Literal["fp32", "tf32", "bf16"] = Field("fp32", description="arithmetic of the training step")
+    standardize_features: bool = Field(
+        True,
+        description="train on centred features of unit scale; the head's first layers absorb it, so checkpoints apply "
+        "to raw features either way. The earlier pipeline trained on raw features (false)",
+    )
     ucb_exploration_constant: float = Field(2.0, ge=0, description="UCB c: weight of the exploration term")
     ucb_warmup_samples: int = Field(1000, ge=0, description="rewarded samples drawn uniformly before UCB steers")
     ucb_reward: Literal["negative_loss", "active_fraction"] = Field(

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from spatial_core.config.settings import Settings
@@ -181,11 +182,13 @@ class Session:
         run = {name: value for name, value in vars(self._run).items() if name != "best_weights"}
         record = {"key": self._key, "projector": self._trainer.projector.config.to_json(), "run": run}
         best = {f"best.{name}": weight for name, weight in self._run.best_weights.items()}
-        save_state(self._output_dir / STATE, {**self._trainer.state(), **best}, record)
+        frame = self._data.frame
+        apart = {"frame.mean": frame.mean, "frame.scale": torch.tensor(frame.scale, dtype=torch.float64)}
+        save_state(self._output_dir / STATE, {**self._trainer.state(), **best, **apart}, record)
 
     def _checkpoint(self, weights: Mapping[str, Tensor], epoch: int, metrics: Mapping[str, float]) -> Checkpoint:
         return Checkpoint(
-            projector=build_projector(self._trainer.projector.config, weights),
+            projector=build_projector(self._trainer.projector.config, self._data.frame.absorb(weights)),
             epoch=epoch,
             metrics=metrics,
             history=tuple(self._run.history),
@@ -252,14 +255,21 @@ class Session:
         if path.name == STATE:
             tensors, record = load_state(path)
             self._require_same_head(path, ProjectorConfig.from_json(record["projector"]))
+            frame = self._data.frame
+            if not torch.equal(tensors["frame.mean"], frame.mean) or float(tensors["frame.scale"]) != frame.scale:
+                raise ConfigError(
+                    f"{path}: belongs to other training images or another training.standardize_features; start from a "
+                    f"checkpoint_epoch_N beside it instead"
+                )
             self._restore(tensors, record)
             self._run.tracking_run = None
         else:
             checkpoint = load_checkpoint(path, self._settings.head)
             self._require_same_head(path, checkpoint.config)
-            self._trainer.projector.load_state_dict(checkpoint.projector.state_dict())
+            self._trainer.projector.load_state_dict(self._data.frame.release(checkpoint.projector.state_dict()))
             self._run = Run(checkpoint.epoch, [dict(entry) for entry in checkpoint.history[: checkpoint.epoch]])
-            if path.suffix != ".safetensors":
+            # Moments of gradients in one frame say nothing about those in another.
+            if path.suffix != ".safetensors" and self._data.frame.is_raw:
                 self._load_legacy_moments(path)
             self._consider(self._data.validator.measure(self._trainer.projector))
         if self._run.epoch >= self._settings.training.num_epochs:
@@ -318,6 +328,7 @@ class Session:
             "features_on": data.train.placed,
             "device": str(data.train.device),
             "precision": self._settings.training.precision,
+            "standardized": not data.frame.is_raw,
             "difficulty": asdict(data.table),
             "random_negatives_too_near": int(data.sampler.near_random),
             "tracking": tracker.describe(),

@@ -14,6 +14,7 @@ from spatial_core.metric_learning.checkpoint import Backbone
 from spatial_core.metric_learning.difficulty_table import TableCounts, chord_of, load_candidates
 from spatial_core.metric_learning.features import Sample, Split, load_split, read_backbone
 from spatial_core.metric_learning.mining import BuildingRows, TripletSampler
+from spatial_core.metric_learning.standardization import Frame
 from spatial_core.metric_learning.validation import Validator
 
 
@@ -28,6 +29,7 @@ class TrainingData:
         validated_on: `val`, or `train` and why.
         table: what became of the difficulty table's neighbours.
         backbone: origin of the features.
+        frame: what was done to the features of both splits.
     """
 
     train: Split
@@ -36,6 +38,7 @@ class TrainingData:
     validated_on: str
     table: TableCounts
     backbone: Backbone
+    frame: Frame
 
 
 def load_training_data(
@@ -63,6 +66,10 @@ def load_training_data(
             f"their building; training needs two buildings, one of them with two images"
         )
     val, validated_on = _validation_split(merged_dir / "val.parquet", train, scratch, settings)
+    frame = Frame.of(train.values) if training.standardize_features else Frame.raw(train.dim)
+    for split in [train] if val is train else [train, val]:
+        if not frame.is_raw:
+            frame.apply_(split.values)
     candidates, table = load_candidates(
         difficulty,
         train.image_ids,
@@ -81,7 +88,7 @@ def load_training_data(
         min_chord=chord_of(minimum),
     )
     validator = Validator(val, difficulty, training, min_distance_m=minimum, seed=seed)
-    return TrainingData(train, sampler, validator, validated_on, table, read_backbone(path))
+    return TrainingData(train, sampler, validator, validated_on, table, read_backbone(path), frame)
 
 
 def training_seed(settings: Settings) -> int:

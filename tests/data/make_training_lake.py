@@ -13,6 +13,7 @@ from spatial_core.config.settings import Settings, load_settings
 from spatial_core.storage.parquet import parquet_sink, vectors_to_arrow
 from spatial_core.storage.provenance import Provenance
 
+DEFAULTS = Path(__file__).with_name("defaults.toml")
 MODEL = {"id": "seeded:test", "revision": "r1", "pooling": "cls_token"}
 
 
@@ -92,4 +93,4 @@ def train_settings(*overrides: str) -> Settings:
         "training.ucb_warmup_samples=50",
         "training.retrieval_metric_top_k=[1, 5]",
     ]
-    return load_settings(overrides=[*fast, *overrides], environ={})
+    return load_settings(DEFAULTS, [*fast, *overrides], environ={})

@@ -196,6 +196,17 @@ def test_starting_from_a_training_state_is_going_on_in_another_folder(lake: Lake
     assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
 
 
+def test_a_training_state_of_other_features_is_refused(lake: Lake, tmp_path: Path) -> None:
+    train(lake, "training.num_epochs=2")
+    with pytest.raises(ConfigError, match=r"other training images or another training\.standardize_features"):
+        train(
+            lake,
+            f"training.resume_from_checkpoint={lake.output / STATE}",
+            "training.standardize_features=false",
+            output=tmp_path / "elsewhere",
+        )
+
+
 def legacy(path: Path, config: ProjectorConfig = HEAD, epoch: int = 1) -> Projector:
     torch.manual_seed(8)
     projector = Projector(config)
@@ -218,6 +229,7 @@ def test_starting_from_an_old_pickle_takes_weights_and_moments(lake: Lake, tmp_p
         "training.num_epochs=3",
         "training.learning_rate=1e-12",
         "training.weight_decay=0",
+        "training.standardize_features=false",
     )
     assert report.details["resumed_from_epoch"] == 2
     trained = load_checkpoint(lake.output / FINAL).projector

@@ -20,7 +20,7 @@ from spatial_core.metric_learning import tracking
 from spatial_core.metric_learning.tracking import Tracker, Tracking, tracking_of, without_password
 from spatial_core.metric_learning.training import train_projector
 from spatial_core.report import Report
-from tests.data.make_training_lake import Lake, train_settings
+from tests.data.make_training_lake import DEFAULTS, Lake, train_settings
 
 HISTORY = [{"epoch": epoch, "train_loss": 1.0 / epoch, "validation": {"recall@1": 0.1 * epoch}} for epoch in (1, 2, 3)]
 
@@ -178,7 +178,7 @@ def test_training_ends_well_without_its_server_and_says_what_was_lost(
 
 def test_where_runs_are_tracked(tmp_path: Path) -> None:
     def told(*overrides: str) -> Tracking | None:
-        return tracking_of(load_settings(overrides=[f"paths.data_dir={tmp_path}", *overrides], environ={}))
+        return tracking_of(load_settings(DEFAULTS, [f"paths.data_dir={tmp_path}", *overrides], environ={}))
 
     assert told("logging.wandb_enabled=false") is None
     default = told()

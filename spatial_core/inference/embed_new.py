@@ -39,7 +39,7 @@ def embed_parquet(
         model: published model folder, or `owner/name@commit` on a hub; default `paths.model_dir`.
 
     Returns:
-        A report in rows of the drop; with `inference.limit`, in those looked at so far.
+        A report in images, one a row of the drop; with `inference.limit`, those looked at so far.
 
     Raises:
         ConfigError: if the folder holds a data set of something else, or files that are none.

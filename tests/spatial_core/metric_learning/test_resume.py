@@ -112,6 +112,40 @@ def test_a_finished_run_is_prolonged_as_if_it_had_been_longer(lake: Lake, tmp_pa
     assert not (lake.output / "checkpoint_epoch_4.safetensors").exists()
 
 
+def test_a_state_that_was_never_validated_is_continued_and_finished(lake: Lake, tmp_path: Path) -> None:
+    def interrupted(output: Path) -> None:
+        def stop(done: int, total: int | None, message: str) -> None:
+            if message.startswith("epoch 2"):
+                raise KeyboardInterrupt
+
+        settings = train_settings("training.validate_every_n_epochs=3", "logging.log_every_n_batches=1")
+        with pytest.raises(KeyboardInterrupt):
+            train_projector(lake.merged, lake.difficulty, output, settings, stop)
+        assert sorted(contents(output)) == [STATE]
+
+    seldom = "training.validate_every_n_epochs=3"
+    interrupted(lake.output)
+    report = train(lake, seldom)
+    assert (report.details["resumed_from_epoch"], report.details["best_epoch"]) == (1, 3)
+    interrupted(tmp_path / "short")
+    report = train(lake, seldom, "training.num_epochs=1", output=tmp_path / "short")
+    assert (report.details["resumed_from_epoch"], report.details["best_epoch"], report.details["epochs"]) == (1, 1, 1)
+    assert load_checkpoint(report.artifact).metrics == report.details["metrics"]
+
+
+def test_a_run_that_is_being_prolonged_does_not_count_as_finished(lake: Lake) -> None:
+    manifest = lake.output / "_manifests" / f"{BEST}.json"
+    train(lake, "training.num_epochs=2")
+    assert manifest.exists()
+
+    def look(done: int, total: int | None, message: str) -> None:
+        assert not manifest.exists()
+
+    settings = train_settings("training.save_every_n_epochs=2", "training.num_epochs=3")
+    train_projector(lake.merged, lake.difficulty, lake.output, settings, look)
+    assert manifest.exists()
+
+
 def test_other_settings_start_over_and_leave_nothing_of_the_earlier_run(lake: Lake, tmp_path: Path) -> None:
     train(lake, "training.num_epochs=4")
     changed = train(lake, "training.margin=0.3", "training.num_epochs=3")

@@ -33,7 +33,8 @@ OVERRIDES = [
 @pytest.mark.parametrize("ratios", ["data.val_ratio=0.15 data.test_ratio=0.15 data.train_ratio=0.7", ""])
 def test_two_real_tars_train_with_and_without_a_val_split(real_data: Path, tmp_path: Path, ratios: str) -> None:
     alone = "data.val_ratio=0 data.test_ratio=0 data.train_ratio=1"
-    settings = load_settings(DEFAULTS, [*OVERRIDES, *(ratios or alone).split()], environ={})
+    here = f"paths.data_dir={tmp_path}"
+    settings = load_settings(DEFAULTS, [here, *OVERRIDES, *(ratios or alone).split()], environ={})
     for number in ("0201", "0202"):
         tar = real_data / f"buildings/{number}.tar"
         ingest_tar(tar, tmp_path / "intermediates", settings)

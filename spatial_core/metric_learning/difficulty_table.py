@@ -26,7 +26,7 @@ from spatial_core.geo.sphere import EARTH_RADIUS_M
 from spatial_core.metric_learning.bandit import BANDS
 from spatial_core.storage.parquet import open_parquet, read_columns, stream_batches
 
-_BATCH_ROWS = 32_768  # with 150 neighbours an image about 200 MB of intermediate arrays
+_BATCH_ROWS = 8192  # with 150 neighbours an image about 300 MB of intermediate arrays
 _COLUMNS = ["target_coord_hash", "neighbor_building_ids", "neighbor_bands"]
 
 Integers = npt.NDArray[np.int64]

@@ -38,7 +38,7 @@ def available_memory() -> int:
 
 def _left_in_groups() -> Iterator[int]:
     """What each memory control group that this process is in, or its parents, leaves."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
+    for line in _own_groups().splitlines():
         _, controllers, name = line.split(":", 2)
         if controllers == "":
             root, limit, used, cache = _CGROUP, "memory.max", "memory.current", "file"
@@ -55,3 +55,7 @@ def _left_in_groups() -> Iterator[int]:
                 yield int((folder / limit).read_text()) - int((folder / used).read_text()) + cached
             except (OSError, ValueError):  # not mounted here, or without a limit ("max")
                 continue
+
+
+def _own_groups() -> str:
+    return Path("/proc/self/cgroup").read_text()

@@ -1,29 +1,15 @@
-"""Takes the pictures: renders and encodes the views of one facade point, and spreads facade points over processes."""
+"""Takes the pictures of one facade point: renders and encodes each view, and writes its record."""
 
 from __future__ import annotations
 
 import io
-import multiprocessing
-import os
-import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
-from multiprocessing.connection import wait
-from types import TracebackType
-from typing import Self
 
 from spatial_core.config.sections import DemoSection
 from spatial_core.demo.layout import plan_district, stream
 from spatial_core.demo.records import a_line, d_line
 from spatial_core.demo.scene import render
 from spatial_core.demo.view import View
-from spatial_core.storage.hardware import usable_cores
-
-_AHEAD = 4
-_WORTH_PROCESSES = 32
 
 
 @dataclass(frozen=True)
@@ -101,52 +87,3 @@ def take(job: Job) -> list[Shot]:
             )
         )
     return shots
-
-
-class CameraCars:
-    """Takes pictures on all usable cores. Its processes start with the first large list of jobs and end with the block.
-
-    Starting a process imports the calling program anew, which is why one set of them serves a whole city.
-    """
-
-    def __init__(self) -> None:
-        self._cores = usable_cores()
-        self._pool: ProcessPoolExecutor | None = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-
-    def take_all(self, jobs: Sequence[Job]) -> Iterator[list[Shot]]:
-        """`take` every job, in order, with a bounded number of jobs waiting to be collected."""
-        if self._pool is None and (self._cores == 1 or len(jobs) < _WORTH_PROCESSES):
-            yield from map(take, jobs)
-            return
-        if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(self._cores, mp_context=context, initializer=_end_with_parent)
-        queue = iter(jobs)
-        running: deque[Future[list[Shot]]] = deque()
-        for job in islice(queue, _AHEAD * self._cores):
-            running.append(self._pool.submit(take, job))
-        while running:
-            yield running.popleft().result()
-            for job in islice(queue, 1):
-                running.append(self._pool.submit(take, job))
-
-
-def _end_with_parent() -> None:
-    """A pool's process waits for work for ever when its parent is killed; this makes it leave."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    sentinel = parent.sentinel
-
-    def watch() -> None:
-        wait([sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from spatial_core.config.settings import Settings
-from spatial_core.demo.camera_car import CameraCars
 from spatial_core.demo.drop import write_drop
+from spatial_core.demo.fleet import Fleet
 from spatial_core.demo.tars import CityTar
 from spatial_core.demo.truth import CODE_VERSION, STAGE
 from spatial_core.report import Progress, Report, silent
@@ -29,15 +29,15 @@ def write_city(*, output_dir: Path, settings: Settings, progress: Progress = sil
     """
     started = time.perf_counter()
     truth_dir = output_dir / "demo_truth"
-    with exclusive(truth_dir), CameraCars() as cars:
+    with exclusive(truth_dir), Fleet() as fleet:
         tars = [CityTar(number, output_dir / "raw", settings) for number in range(settings.demo.tars)]
         total = sum(tar.images for tar in tars)
         reports: list[Report] = []
         for tar in tars:
             before = sum(report.rows for report in reports)
-            reports.append(tar.write(truth_dir, cars, _offset(progress, before, total)))
+            reports.append(tar.write(truth_dir, fleet, _offset(progress, before, total)))
             progress(before + tar.images, total, tar.path.name)
-        drop = write_drop(output_dir / "drops" / DROP_NAME, truth_dir, settings, cars)
+        drop = write_drop(output_dir / "drops" / DROP_NAME, truth_dir, settings, fleet)
     files = [*reports, drop]
     points = [(tar.number, target) for tar in tars for target in tar.district.targets]
     report = Report(

@@ -9,7 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from spatial_core.config.settings import Settings
-from spatial_core.demo.camera_car import CameraCars, Job
+from spatial_core.demo.camera_car import Job
+from spatial_core.demo.fleet import Fleet
 from spatial_core.demo.layout import FIRST_DATASET, UNSEEN_DISTRICT, plan_district
 from spatial_core.demo.tars import FIRST_PATCH
 from spatial_core.demo.truth import Ledger, truth_row
@@ -30,7 +31,7 @@ DROP = pa.schema(
 )
 
 
-def write_drop(path: Path, truth_dir: Path, settings: Settings, cars: CameraCars) -> Report:
+def write_drop(path: Path, truth_dir: Path, settings: Settings, fleet: Fleet) -> Report:
     """Write the parquet of new pictures, unless it is there as it would be written."""
     ledger = Ledger(path, truth_dir / path.name, settings, settings.pick("global.seed", "demo"))
     with exclusive(path):
@@ -39,7 +40,7 @@ def write_drop(path: Path, truth_dir: Path, settings: Settings, cars: CameraCars
         images: dict[str, list[Any]] = {"image_bytes": [], "OSMID": [], "is_valid": []}
         rows: list[dict[str, Any]] = []
         jobs = list(_jobs(settings))
-        for number, (job, shots) in enumerate(zip(jobs, cars.take_all(jobs), strict=True)):
+        for number, (job, shots) in enumerate(zip(jobs, fleet.take_all(jobs), strict=True)):
             osmid = FIRST_OSMID + 37 * number
             for shot in shots:
                 seen = job.district != UNSEEN_DISTRICT

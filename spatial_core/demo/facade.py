@@ -213,8 +213,10 @@ class _Pen:
 
     def ground_floor(self) -> None:
         look = self.look
-        plinth = darker(look.wall, 0.72)
-        self.rect((0, 0, look.width_m, 0.45), plinth)
+        if look.base is not None:
+            self.rect((0, 0, look.width_m, look.ground_m - 0.05), look.base)
+            self.rect((0, look.ground_m - 0.05, look.width_m, look.ground_m + 0.07), darker(look.base, 0.7))
+        self.rect((0, 0, look.width_m, 0.45), darker(look.base or look.wall, 0.72))
         for bay, use in enumerate(look.ground):
             left, right = self._bay(bay)
             middle, top = (left + right) / 2, look.ground_m - 0.75

@@ -22,6 +22,9 @@ _SIGNS: tuple[RGB, ...] = (
     (186, 44, 40), (36, 92, 156), (40, 122, 78), (232, 182, 48), (52, 48, 52), (206, 108, 40), (128, 52, 110),
     (228, 228, 222), (44, 140, 148),
 )  # fmt: skip
+_BASES: tuple[RGB, ...] = (
+    (212, 206, 192), (70, 74, 82), (120, 60, 52), (66, 92, 82), (84, 98, 124), (176, 150, 110), (150, 146, 142),
+)  # fmt: skip
 _SHUTTERS: tuple[RGB, ...] = ((58, 96, 74), (70, 100, 128), (132, 74, 52), (104, 112, 108), (150, 164, 156))
 
 
@@ -30,6 +33,7 @@ class Look:
     """One building, completely: what does not change between the pictures of it. Lengths in metres.
 
     Args:
+        base: paint of the ground floor, None where it is as the wall above.
         ground: use of each ground floor bay, left to right.
         signs: (first bay, bays, colour, lettering colour, lettering seed) of shop signs.
         awnings: (bay, colour, striped).
@@ -42,6 +46,7 @@ class Look:
     style: Style
     wall: RGB
     trim: RGB
+    base: RGB | None
     door: RGB
     shutter: RGB | None
     roof: RGB
@@ -107,8 +112,9 @@ def draw_look(style: Style, rng: np.random.Generator) -> Look:
     openings = [(storey, bay) for storey in range(storeys) for bay in range(bays)]
     return Look(
         style=style,
-        wall=_shade(choose(style.walls), rng, 9),
-        trim=_shade(choose(style.trims), rng, 6),
+        wall=_shade(choose(style.walls), rng, 14),
+        trim=_shade(choose(style.trims), rng, 8),
+        base=_shade(choose(_BASES), rng, 14) if chance(0.45) else None,
         door=choose(_DOORS),
         shutter=choose(_SHUTTERS) if chance(style.shutters) else None,
         roof=_shade(choose(style.roofs), rng, 10),

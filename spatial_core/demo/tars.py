@@ -14,7 +14,8 @@ from typing import Any
 
 from spatial_core.config.sections import DemoSection
 from spatial_core.config.settings import Settings
-from spatial_core.demo.camera_car import CameraCars, Job, Shot
+from spatial_core.demo.camera_car import Job, Shot
+from spatial_core.demo.fleet import Fleet
 from spatial_core.demo.layout import District, plan_district
 from spatial_core.demo.records import stem
 from spatial_core.demo.truth import Ledger, truth_row
@@ -50,7 +51,7 @@ class CityTar:
     def path(self) -> Path:
         return self.raw_dir / f"{self.district.dataset_id:04d}.tar"
 
-    def write(self, truth_dir: Path, cars: CameraCars, progress: Progress) -> Report:
+    def write(self, truth_dir: Path, fleet: Fleet, progress: Progress) -> Report:
         """Write the tar, unless it is there as it would be written."""
         config = self.settings.pick("global.seed", *_SETTINGS) | {"number": self.number}
         ledger = Ledger(self.path, truth_dir / f"{self.path.stem}.parquet", self.settings, config)
@@ -60,7 +61,7 @@ class CityTar:
             rows: list[dict[str, Any]] = []
             jobs = self._jobs()
             with atomic_file(self.path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-                for number, shots in enumerate(cars.take_all(jobs)):
+                for number, shots in enumerate(fleet.take_all(jobs)):
                     if number == len(self.district.targets):
                         self._plant_faults(tar, shots)
                         continue

@@ -7,20 +7,25 @@ import io
 import itertools
 import math
 import shutil
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from spatial_core.config.sections import DemoSection
 from spatial_core.config.settings import Settings
-from spatial_core.demo.camera_car import CameraCars, Job, take
+from spatial_core.demo.camera_car import Job, take
 from spatial_core.demo.city import DROP_NAME, write_city
+from spatial_core.demo.fleet import Fleet
 from spatial_core.demo.layout import plan_district
-from spatial_core.errors import ArtifactBusy
+from spatial_core.errors import ArtifactBusy, StageFailed
 from spatial_core.images.decode import decode_jpeg
 from spatial_core.report import Report
 from spatial_core.storage.atomic import exclusive
@@ -192,8 +197,42 @@ def test_processes_take_the_same_pictures_in_the_same_order() -> None:
     plan = plan_district(0, DEMO, 0, 40)
     jobs = [Job(0, DEMO, 0, 40, index, target.views[:1], 1) for index, target in enumerate(plan.targets)]
 
-    with CameraCars() as cars:
-        assert list(cars.take_all(jobs)) == [take(job) for job in jobs]
+    with Fleet() as fleet:
+        assert list(fleet.take_all(jobs)) == [take(job) for job in jobs]
+
+
+def test_a_camera_car_that_dies_fails_the_stage_and_ends_the_others() -> None:
+    missing = Job(0, DEMO, 0, 40, target=10_000, stops=(0,), first_patch=1)
+
+    with Fleet() as fleet, pytest.raises(StageFailed, match="exit code 1"):
+        list(fleet.take_all([missing] * 40))
+    assert not any(car.poll() is None for car in fleet._cars)
+
+
+def test_camera_cars_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    """A script without a `__main__` guard writes a city and is killed; nothing half-written is visible."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from spatial_core.config.settings import Settings\n"
+        "from spatial_core.demo.city import write_city\n"
+        "settings = Settings(demo={'tars': 1, 'buildings_per_tar': 200, 'image_size_px': 64})\n"
+        f"write_city(output_dir=Path({str(tmp_path / 'city')!r}), settings=settings)\n"
+    )
+    writer = subprocess.Popen([sys.executable, str(script)])
+    parent = psutil.Process(writer.pid)
+    deadline = time.monotonic() + 60
+    cars: list[psutil.Process] = []
+    while not cars and time.monotonic() < deadline:
+        time.sleep(0.05)
+        cars = parent.children()
+    writer.kill()
+    writer.wait()
+
+    assert cars
+    _, alive = psutil.wait_procs(cars, timeout=60)
+    assert not alive
+    assert not list((tmp_path / "city" / "raw").glob("[0-9]*.tar"))
 
 
 def test_buildings_of_one_style_look_more_alike_than_others() -> None:

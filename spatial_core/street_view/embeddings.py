@@ -87,7 +87,7 @@ def embed_tar(
         pieces = Pieces(artifact, request, piece_rows, rows, backbone.dim, section.vector_dtype)
         pieces.sweep(others_only=True)
         missing = pieces.missing()
-        with _compute_threads(settings.infrastructure.threads), TarImages(tar) as images:
+        with TarImages(tar) as images:
             run = _Run(tar, intermediates, images, pieces, backbone, settings, progress)
             run.compute(missing)
         provenance = Provenance(
@@ -200,15 +200,3 @@ def _assemble(pieces: Pieces, tar: Path, intermediates: Path, provenance: Proven
             vectors = pieces.read(index)
             columns = [vectors if field.name == "embedding" else block.column(field.name) for field in schema]
             writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-
-
-@contextlib.contextmanager
-def _compute_threads(count: int) -> Iterator[None]:
-    """Let torch compute with `count` threads, 0 for as many as it likes."""
-    before = torch.get_num_threads()
-    try:
-        if count:
-            torch.set_num_threads(count)
-        yield
-    finally:
-        torch.set_num_threads(before)

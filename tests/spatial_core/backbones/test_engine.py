@@ -74,25 +74,26 @@ def test_order_and_bits_do_not_depend_on_threads(
     np.testing.assert_allclose(vectors, one_by_one(preprocessing, jpegs), atol=1e-6)
 
 
-def test_slow_early_images_are_not_overtaken(preprocessing: Preprocessing, jpegs: list[bytes]) -> None:
-    second_decoded = threading.Event()
+def test_a_slow_batch_is_not_overtaken(preprocessing: Preprocessing, jpegs: list[bytes]) -> None:
+    next_batch_read = threading.Event()
 
     def first() -> bytes:
-        assert second_decoded.wait(10), "the second image was not decoded while the first was on its way"
+        assert next_batch_read.wait(10), "the second batch was not begun while the first was on its way"
         return jpegs[0]
 
-    def second() -> bytes:
-        second_decoded.set()
-        return jpegs[1]
+    def fifth() -> bytes:
+        next_batch_read.set()
+        return jpegs[BATCH]
 
-    images: list[tuple[int, Source]] = [(0, first), (1, second), *((row, jpegs[row]) for row in range(2, 10))]
+    images: list[tuple[int, Source]] = list(enumerate(jpegs[:10]))
+    images[0], images[BATCH] = (0, first), (BATCH, fifth)
     rows, vectors, _ = gather(stream_features(mean_colour, preprocessing, images, batch_size=BATCH, threads=2))
     assert rows == list(range(10))
     np.testing.assert_allclose(vectors, one_by_one(preprocessing, jpegs[:10]), atol=1e-6)
 
 
-def test_decoding_goes_on_during_the_forward_pass(preprocessing: Preprocessing, jpegs: list[bytes]) -> None:
-    """The first pass waits until an image of the second batch has been read, which needs overlap."""
+def test_decoding_goes_on_during_a_forward_pass(preprocessing: Preprocessing, jpegs: list[bytes]) -> None:
+    """Each pass waits until an image of the second batch has been read, which needs overlap."""
     next_batch_read = threading.Event()
 
     def source(row: int) -> Source:
@@ -108,7 +109,7 @@ def test_decoding_goes_on_during_the_forward_pass(preprocessing: Preprocessing, 
         return mean_colour(pixels)
 
     images = [(row, source(row)) for row in range(2 * BATCH)]
-    rows, _, _ = gather(stream_features(forward, preprocessing, images, batch_size=BATCH, threads=1))
+    rows, _, _ = gather(stream_features(forward, preprocessing, images, batch_size=BATCH, threads=2))
     assert rows == list(range(2 * BATCH))
 
 
@@ -155,11 +156,42 @@ def test_out_of_memory_halves_the_batch_for_good(
             raise shortage
         return mean_colour(pixels)
 
-    batches = list(stream_features(forward, preprocessing, enumerate(jpegs[:20]), batch_size=8, threads=2))
+    batches = list(stream_features(forward, preprocessing, enumerate(jpegs[:20]), batch_size=8, threads=1))
     assert sizes == [8, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2]
     assert batches[-1].forward_size == 2
     vectors = np.concatenate([batch.vectors for batch in batches])
     np.testing.assert_allclose(vectors, one_by_one(preprocessing, jpegs[:20]), atol=1e-6)
+
+
+def test_memory_running_out_in_several_threads(preprocessing: Preprocessing, jpegs: list[bytes]) -> None:
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        if len(pixels) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return mean_colour(pixels)
+
+    batches = list(stream_features(forward, preprocessing, enumerate(jpegs), batch_size=8, threads=3))
+    assert batches[-1].forward_size == 2
+    vectors = np.concatenate([batch.vectors for batch in batches])
+    np.testing.assert_allclose(vectors, one_by_one(preprocessing, jpegs), atol=1e-6)
+
+
+def test_torch_computes_with_as_many_threads_afterwards_as_before(
+    preprocessing: Preprocessing, jpegs: list[bytes]
+) -> None:
+    before = torch.get_num_threads()
+    inside: list[int] = []
+
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        inside.append(torch.get_num_threads())
+        return mean_colour(pixels)
+
+    list(stream_features(forward, preprocessing, enumerate(jpegs), batch_size=8, threads=2))
+    elsewhere: list[int] = []
+    thread = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert set(inside) == {1}
+    assert [torch.get_num_threads(), *elsewhere] == [before, before]
 
 
 def test_out_of_memory_with_one_image_ends_the_stream(preprocessing: Preprocessing, jpegs: list[bytes]) -> None:
@@ -231,4 +263,4 @@ def test_closing_early_stops_every_thread_and_reads_no_further(
 
 
 def named_threads() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("feed", "decode"))]
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith(("feed", "features"))]

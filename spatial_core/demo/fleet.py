@@ -1,8 +1,7 @@
 """Takes pictures on all cores: camera cars that are processes of their own.
 
-They are plain children that read jobs from a pipe, not `multiprocessing` workers: those import the calling program
-anew, which starts a script without a `__main__` guard again, and outlive a parent that is killed. A camera car ends when
-its pipe does.
+They are plain children that read jobs from a pipe and end when it does, not `multiprocessing` workers: those import the
+calling program anew, which starts a script without a `__main__` guard again, and outlive a parent that is killed.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import dagster as dg
@@ -11,8 +10,6 @@ from spatial_assets.compute import choose_runner
 from spatial_core.config.settings import Settings, load_settings
 from spatial_core.jobs.registry import StageCall
 from spatial_core.report import Report
-
-CONFIG_VARIABLE = "SPATIAL_CONFIG"
 
 
 class SettingsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -30,8 +27,7 @@ class SettingsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         Raises:
             ConfigError: one line naming file, key and cause.
         """
-        named = self.config_file or os.environ.get(CONFIG_VARIABLE, "")
-        return load_settings(Path(named) if named else None)
+        return load_settings(Path(self.config_file) if self.config_file else None)
 
 
 class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]

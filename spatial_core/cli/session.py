@@ -23,7 +23,7 @@ from spatial_core.report import Report
 
 ConfigOption = Annotated[
     Path | None,
-    typer.Option("--config", "-c", help="Settings file. Default: config.toml in the working folder, if there is one."),
+    typer.Option("--config", "-c", help="Settings file. Default: the one SPATIAL_CONFIG names, else ./config.toml."),
 ]
 SetOption = Annotated[
     list[str] | None,

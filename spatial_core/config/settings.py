@@ -22,6 +22,7 @@ from spatial_core.errors import ConfigError
 from spatial_core.storage.digests import digest_json
 
 ENV_PREFIX = "SPATIAL_"
+CONFIG_VARIABLE = "SPATIAL_CONFIG"
 _HEAD_KEYS = frozenset(s.TrainingModelSection.model_fields)
 # What changes where or how fast a result is computed, or how it is watched, is not part of its identity.
 _NOT_IDENTITY = frozenset({"paths", "infrastructure", "logging", "compute", "watch"})
@@ -163,14 +164,18 @@ def load_settings(
     """Read settings.
 
     Args:
-        path: a TOML file; None means `config.toml` in the working folder if there is one, else defaults.
+        path: a TOML file; None means the one named by SPATIAL_CONFIG, else `config.toml` in the working folder if there
+            is one, else defaults.
         overrides: `section.key=value` texts; the value is read as TOML, or as plain text when it is not TOML.
         environ: environment; default `os.environ`.
 
     Raises:
         ConfigError: one line naming the file, key and cause.
     """
-    if path is None and Path("config.toml").is_file():
+    environ = os.environ if environ is None else environ
+    if path is None and environ.get(CONFIG_VARIABLE):
+        path = Path(environ[CONFIG_VARIABLE])
+    elif path is None and Path("config.toml").is_file():
         path = Path("config.toml")
     tree: dict[str, Any] = {}
     base_dir = Path.cwd()
@@ -179,7 +184,7 @@ def load_settings(
         tree = _read_toml(path)
         base_dir = path.resolve().parent
         origin = str(path)
-    for section, key, value in _from_environment(os.environ if environ is None else environ):
+    for section, key, value in _from_environment(environ):
         tree.setdefault(section, {})[key] = value
     for override in overrides:
         section, key, value = _parse_override(override)

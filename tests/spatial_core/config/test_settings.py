@@ -104,6 +104,12 @@ def test_wrong_settings_are_refused_with_a_hint(override: str, message: str) -> 
         load_settings(overrides=[override], environ={})
 
 
+def test_the_environment_may_name_the_file(tmp_path: Path) -> None:
+    named = {"SPATIAL_CONFIG": str(write(tmp_path, "[training]\nmargin = 0.25\n"))}
+    assert load_settings(environ=named).training.margin == 0.25
+    assert load_settings(overrides=["training.margin=0.5"], environ=named).training.margin == 0.5
+
+
 def test_unknown_environment_keys_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"training\.epochs"):
         load_settings(environ={"SPATIAL_TRAINING__EPOCHS": "3"})

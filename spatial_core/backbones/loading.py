@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +18,8 @@ from spatial_core.errors import ModelError
 
 _log = logging.getLogger(__name__)
 
-Precision = Literal["fp32", "bf16"]
-_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+Precision = Literal["fp32", "tf32", "bf16"]
+_DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,10 @@ class Backbone:
     run: Callable[..., Any]
 
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) normalised float32 -> (B, D) float32, both on `device`; not normalised."""
+        """(B, 3, H, W) normalised float32 -> (B, D) float32, both on `device`; not normalised.
+
+        For precision `tf32`, call it inside `matrix_products`.
+        """
         outputs = self.run(pixel_values=pixels.to(_DTYPES[self.precision]))
         return self.family.pool(outputs, self.pooling_type).float()
 
@@ -83,6 +87,23 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ModelError(f"infrastructure.device {name!r}: this machine has {torch.cuda.device_count()} CUDA devices")
     return device
+
+
+@contextmanager
+def matrix_products(precision: str, device: torch.device) -> Iterator[None]:
+    """Let torch round the factors of fp32 matrix products while the block runs, if `precision` is `tf32`.
+
+    The switch is the process's. On GPUs it means TF32 (10 bits of mantissa, several times the rate); on CPUs bf16
+    factors where the processor multiplies them in hardware, and elsewhere just another fp32 kernel. `fp32` leaves the
+    process as it is, which unless someone changed it means exact products.
+    """
+    before = torch.get_float32_matmul_precision()
+    try:
+        if precision == "tf32":
+            torch.set_float32_matmul_precision("high" if device.type == "cuda" else "medium")
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def load_backbone(

@@ -74,7 +74,11 @@ class EmbeddingModelSection(Section):
     )
     pooling_type: Literal["cls_token", "pooler_output"] = Field("cls_token", description="what stands for the image")
     batch_size: PositiveInt = Field(16, description="images a forward pass; halved when memory runs out")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="arithmetic of the forward pass")
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        "fp32",
+        description="arithmetic of the forward pass; tf32 keeps fp32 weights and rounds the factors of matrix products "
+        "where the device gains by it",
+    )
     vector_dtype: Literal["float32", "float16"] = Field("float32", description="type of the stored vectors")
     piece_rows: PositiveInt = Field(2048, description="rows a resumable piece; a killed partition redoes at most one")
     compile: bool = Field(False, description="torch.compile the model (CUDA)")

@@ -20,7 +20,7 @@ import torch
 
 from spatial_core import schemas
 from spatial_core.backbones.engine import FeatureBatch, Source, stream_features
-from spatial_core.backbones.loading import Backbone, choose_device, load_source
+from spatial_core.backbones.loading import Backbone, choose_device, load_source, matrix_products
 from spatial_core.backbones.model_source import ModelSource, find_model
 from spatial_core.backbones.preprocessing import load_preprocessing
 from spatial_core.config.settings import Settings
@@ -87,7 +87,7 @@ def embed_tar(
         pieces = Pieces(artifact, request, piece_rows, rows, backbone.dim, section.vector_dtype)
         pieces.sweep(others_only=True)
         missing = pieces.missing()
-        with TarImages(tar) as images:
+        with TarImages(tar) as images, matrix_products(section.precision, device):
             run = _Run(tar, intermediates, images, pieces, backbone, settings, progress)
             run.compute(missing)
         provenance = Provenance(

@@ -18,7 +18,7 @@ from transformers import AutoModel, DINOv3ConvNextConfig
 
 from spatial_core.backbones.engine import stream_features
 from spatial_core.backbones.family import family_of, known_families, pool_tokens
-from spatial_core.backbones.loading import choose_device, load_backbone
+from spatial_core.backbones.loading import choose_device, load_backbone, matrix_products
 from spatial_core.backbones.seeded import PREFIX
 from spatial_core.errors import ModelError
 from tests.data.make_model import jpegs, make_backbone
@@ -95,6 +95,21 @@ def test_bf16_points_the_same_way_as_fp32(name: str, tmp_path_factory: pytest.Te
     assert rounded.dtype == torch.float32
     # Real models reach 0.9999, most of it from the mean that all their features share; these features have none.
     assert torch.nn.functional.cosine_similarity(exact, rounded).min() >= 0.995
+
+
+def test_tf32_keeps_fp32_weights_and_rounds_products_for_a_while(models: dict[str, Path]) -> None:
+    exact = load_backbone(str(models["dinov2"]), cache_dir=models["dinov2"])
+    rounded = load_backbone(str(models["dinov2"]), cache_dir=models["dinov2"], precision="tf32")
+    assert next(rounded.model.parameters()).dtype == torch.float32
+    before = torch.get_float32_matmul_precision()
+    batch = pixels(exact.preprocessing.output_size[0])
+    with torch.inference_mode(), matrix_products("tf32", torch.device("cpu")):
+        assert torch.get_float32_matmul_precision() == "medium"
+        found = rounded.features(batch)
+    assert torch.get_float32_matmul_precision() == before
+    with torch.inference_mode(), matrix_products("fp32", torch.device("cpu")):
+        assert torch.get_float32_matmul_precision() == before
+        assert torch.nn.functional.cosine_similarity(found, exact.features(batch)).min() >= 0.999
 
 
 def test_a_model_with_missing_weights_is_refused(models: dict[str, Path], tmp_path: Path) -> None:

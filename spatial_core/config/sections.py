@@ -36,6 +36,9 @@ class PathsSection(Section):
     merged_dir: Path | None = Field(None, description="train, val and test parquet")
     train_parquet_path: Path | None = Field(None, description="accepted for old files; must lie in merged_dir")
     val_parquet_path: Path | None = Field(None, description="accepted for old files; must lie in merged_dir")
+    tar_file: Path | None = Field(None, description="accepted for old files; tars are found in raw_dir")
+    log_file: Path | None = Field(None, description="accepted for old files; logs go to global.log_dir")
+    temp_dir: Path | None = Field(None, description="accepted for old files; nothing is ever extracted")
     difficulty_metadata_path: Path | None = Field(None, description="neighbours and bands of every image")
     checkpoint_dir: Path | None = Field(None, description="projector checkpoints")
     report_dir: Path | None = Field(None, description="retrieval report (JSON, HTML)")
@@ -246,7 +249,7 @@ class DemoSection(Section):
     """The procedural city of `spatial demo-data`."""
 
     tars: PositiveInt = Field(4, le=98, description="raw tars, one a district")
-    buildings_per_tar: PositiveInt = Field(120, description="facade points a tar")
+    buildings_per_tar: PositiveInt = Field(150, description="facade points a tar")
     min_views: PositiveInt = Field(2, description="images a facade point, at least")
     max_views: PositiveInt = Field(7, le=8, description="images a facade point, at most")
     image_size_px: int = Field(640, ge=64, description="side of the JPEGs, pixels")

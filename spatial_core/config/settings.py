@@ -133,6 +133,16 @@ class Settings(BaseModel):
             "wandb_mode": "logging.wandb_mode is not used: MLflow writes to its tracking URI",
         }
         notes = [text for key, text in texts.items() if key in given]
+        reasons = {
+            "tar_file": "tars are found in paths.raw_dir or named on the command line",
+            "log_file": "logs of every stage go to global.log_dir",
+            "temp_dir": "tars are never extracted",
+        }
+        notes += [
+            f"paths.{key} is not used: {reason}"
+            for key, reason in reasons.items()
+            if getattr(self.paths, key) is not None
+        ]
         merged_dir = self.locations.merged_dir
         for split in ("train", "val"):
             path = getattr(self.paths, f"{split}_parquet_path")
@@ -184,15 +194,20 @@ def load_settings(
         tree = _read_toml(path)
         base_dir = path.resolve().parent
         origin = str(path)
+    origins: dict[tuple[str, str], str] = {}
     for section, key, value in _from_environment(environ):
         tree.setdefault(section, {})[key] = value
+        origins[section, key] = f"{ENV_PREFIX}{section}__{key}".upper()
     for override in overrides:
         section, key, value = _parse_override(override)
         tree.setdefault(section, {})[key] = value
+        origins[section, key] = f"--set {section}.{key}"
     try:
         return Settings(**tree, base_dir=base_dir)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: {_explain(error)}") from error
+        faulty = {tuple(map(str, fault["loc"][:2])) for fault in error.errors()}
+        named = [text for place, text in origins.items() if place in faulty or place[:1] in faulty]
+        raise ConfigError(f"{', '.join(named) or origin}: {_explain(error)}") from error
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -23,6 +23,8 @@ train_parquet_path = "/scratch/merged/train.parquet"
 val_parquet_path = "/scratch/elsewhere/val.parquet"
 difficulty_metadata_path = "/scratch/difficulty/difficulty_metadata.parquet"
 checkpoint_dir = "/scratch/checkpoints"
+temp_dir = "/scratch/tmp"
+log_file = "/scratch/logs/one.log"
 [embedding_model]
 model_name = "facebook/dinov3-vit7b16-pretrain-lvd1689m"
 pooling_type = "pooler_output"
@@ -78,6 +80,7 @@ def test_a_file_of_the_earlier_pipeline_loads_unchanged(tmp_path: Path) -> None:
     assert "wandb_mode is not used" in notes
     assert "val_parquet_path is not used" in notes
     assert "train_parquet_path" not in notes
+    assert "paths.temp_dir is not used" in notes
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
@@ -102,6 +105,16 @@ def test_later_sources_win(tmp_path: Path) -> None:
 def test_wrong_settings_are_refused_with_a_hint(override: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("?", r"\?").replace(".", r"\.")):
         load_settings(overrides=[override], environ={})
+
+
+def test_a_fault_is_blamed_on_where_it_was_set(tmp_path: Path) -> None:
+    path = write(tmp_path, "[training]\nmargin = 0.2\n")
+    with pytest.raises(ConfigError, match=r"^--set training\.marign: unknown key"):
+        load_settings(path, ["training.marign=1"], {})
+    with pytest.raises(ConfigError, match=r"^SPATIAL_DATA__NEIGHBORS: .*k0_for_local_scale"):
+        load_settings(path, environ={"SPATIAL_DATA__NEIGHBORS": "20"})
+    with pytest.raises(ConfigError, match=f"^{path}: "):
+        load_settings(write(tmp_path, "[training]\nmarign = 0.2\n"), environ={})
 
 
 def test_the_environment_may_name_the_file(tmp_path: Path) -> None:

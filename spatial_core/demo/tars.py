@@ -16,7 +16,7 @@ from spatial_core.config.sections import DemoSection
 from spatial_core.config.settings import Settings
 from spatial_core.demo.camera_car import Job, Shot
 from spatial_core.demo.fleet import Fleet
-from spatial_core.demo.layout import District, plan_district
+from spatial_core.demo.layout import FIRST_DATASET, District, plan_district
 from spatial_core.demo.records import stem
 from spatial_core.demo.truth import Ledger, truth_row
 from spatial_core.report import Progress, Report
@@ -49,7 +49,7 @@ class CityTar:
 
     @property
     def path(self) -> Path:
-        return self.raw_dir / f"{self.district.dataset_id:04d}.tar"
+        return self.raw_dir / f"{FIRST_DATASET + self.number:04d}.tar"
 
     def write(self, truth_dir: Path, fleet: Fleet, progress: Progress) -> Report:
         """Write the tar, unless it is there as it would be written."""

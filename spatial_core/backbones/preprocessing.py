@@ -11,6 +11,7 @@ another filter is refused there rather than imitated.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -138,16 +139,16 @@ class Preprocessing:
 
     def normalise(self, batch: torch.Tensor) -> torch.Tensor:
         """(B, H, W, 3) uint8 on any device -> (B, 3, H, W) float32 there, in the memory order of the input."""
-        factor, offset = (torch.from_numpy(each).to(batch.device).reshape(1, 3, 1, 1) for each in self._affine())
+        factor, offset = _affine_on(self, batch.device)
         return batch.permute(0, 3, 1, 2).to(torch.float32).mul_(factor).sub_(offset)
 
     def normalise_into(self, pixels: Pixels, out: npt.NDArray[np.float32]) -> None:
         """(H, W, 3) uint8 -> `out`, (3, H, W) float32: what `normalise` computes, for one image in one thread."""
-        factor, offset = (each.reshape(3, 1, 1) for each in self._affine())
+        factor, offset = (each.reshape(3, 1, 1) for each in self.affine())
         np.multiply(pixels.transpose(2, 0, 1), factor, out=out, casting="unsafe")
         np.subtract(out, offset, out=out)
 
-    def _affine(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def affine(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """factor, offset (3,) such that a normalised value is grey level * factor - offset."""
         mean, std = np.array(self.mean), np.array(self.std)
         return (self.scale / std).astype(np.float32), (mean / std).astype(np.float32)
@@ -158,6 +159,14 @@ class Preprocessing:
         edge = self.shortest_edge or 0
         long = int(edge * max(height, width) / min(height, width))
         return (long, edge) if width <= height else (edge, long)
+
+
+@functools.lru_cache(maxsize=8)
+def _affine_on(preprocessing: Preprocessing, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Kept on the device: copying them there for every batch would wait for the pass before."""
+    with torch.inference_mode(mode=False):
+        factor, offset = (torch.from_numpy(each).reshape(1, 3, 1, 1).to(device) for each in preprocessing.affine())
+    return factor, offset
 
 
 def load_preprocessing(folder: Path) -> Preprocessing:

@@ -16,6 +16,8 @@ from spatial_core.errors import DigestMismatch, ModelError
 from spatial_core.images.decode import ImageError, decode_jpeg
 
 BATCH = 4
+# The GPU has a path of its own; it is tested where there is one.
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +129,27 @@ def test_bad_images_are_rejected_with_their_reason(preprocessing: Preprocessing,
     kept = [row for row in range(12) if row not in {0, 5, 6, 11}]
     assert rows == kept
     np.testing.assert_allclose(vectors, one_by_one(preprocessing, [jpegs[row] for row in kept]), atol=1e-6)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_each_device_gives_the_same_vectors_whatever_goes_wrong(
+    preprocessing: Preprocessing, jpegs: list[bytes], device: str
+) -> None:
+    def forward(pixels: torch.Tensor) -> torch.Tensor:
+        assert pixels.device.type == device
+        assert pixels.dtype == torch.float32
+        if len(pixels) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return mean_colour(pixels)
+
+    images: list[tuple[int, Source]] = list(enumerate(jpegs))
+    images[9] = (9, jpegs[9][:100])
+    stream = stream_features(forward, preprocessing, images, batch_size=8, threads=3, device=device)
+    rows, vectors, rejects = gather(stream)
+    kept = [row for row in range(len(jpegs)) if row != 9]
+    assert rows == kept
+    assert [row for row, _ in rejects] == [9]
+    np.testing.assert_allclose(vectors, one_by_one(preprocessing, [jpegs[row] for row in kept]), atol=1e-5)
 
 
 def test_a_stream_of_bad_images_only(preprocessing: Preprocessing) -> None:

@@ -10,12 +10,12 @@ import pyarrow as pa
 import pytest
 
 from spatial_core import schemas
-from spatial_core.config.settings import load_settings
+from spatial_core.config.settings import Settings
 from spatial_core.errors import ArtifactError
 from spatial_core.quality import checks
 from spatial_core.storage.parquet import parquet_sink, vectors_to_arrow
 
-SETTINGS = load_settings(environ={})
+SETTINGS = Settings()
 
 
 def rows(count: int, tar: int = 901, first: int = 0, views: int = 2) -> dict[str, list[Any]]:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -39,6 +39,14 @@ from spatial_core.storage.provenance import Provenance, manifest_path, stage_key
 
 # They choose how long to train and what to keep, but not what an epoch computes.
 _EXTENT = {"training.num_epochs", "training.save_every_n_epochs"}
+
+
+class Observer(Protocol):
+    """Told of every validation of a run; of those before an interruption too, when the run goes on."""
+
+    def __call__(self, epoch: int, metrics: Mapping[str, float]) -> bool:
+        """Whether training goes on; False ends it here, with the best and the final checkpoint in their places."""
+        ...
 
 
 @dataclass
@@ -74,6 +82,7 @@ class Session:
         data: what it is trained and validated on.
         provenance: of the checkpoints.
         start: checkpoint to start from, if one was named.
+        observer: told of every validation, and may end the run.
     """
 
     def __init__(
@@ -85,6 +94,7 @@ class Session:
         provenance: Provenance,
         *,
         start: Path | None,
+        observer: Observer | None = None,
     ) -> None:
         self._output_dir = output_dir
         self._settings = settings
@@ -93,6 +103,8 @@ class Session:
         self._data = data
         self._provenance = provenance
         self._start = start
+        self._observer = observer
+        self._ended = False
         self._run = Run()
         identity = {name: value for name, value in provenance.config.items() if name not in _EXTENT}
         self._key = stage_key(provenance.stage, provenance.code_version, identity, provenance.inputs)
@@ -109,7 +121,9 @@ class Session:
         tracker.start(self._params(), self._run.tracking_run, self._run.history)
         triplets, seconds = 0, 0.0
         try:
-            while self._run.epoch < training.num_epochs and not self._out_of_patience():
+            for entry in self._run.history:
+                self._show(entry)
+            while self._run.epoch < training.num_epochs and not self._out_of_patience() and not self._ended:
                 begun = time.perf_counter()
                 stats = self._epoch(progress)
                 if not resumed and not triplets:
@@ -160,6 +174,11 @@ class Session:
         if run.epoch % training.save_every_n_epochs == 0:
             self._publish_epoch()
         tracker.log(entry)
+        self._show(entry)
+
+    def _show(self, entry: Mapping[str, Any]) -> None:
+        if self._observer is not None and "validation" in entry and not self._ended:
+            self._ended = not self._observer(entry["epoch"], entry["validation"])
 
     def _consider(self, metrics: dict[str, float]) -> bool:
         """Take the current weights as the best if they are."""
@@ -320,7 +339,10 @@ class Session:
             "best_metric": run.best_metrics[self._selection.metric],
             "metrics": run.best_metrics,
             "validated_on": data.validated_on,
+            "validation_images": data.validator.images,
+            "validation_queries": len(data.validator.queries),
             "stopped_early": run.epoch < self._settings.training.num_epochs,
+            "ended_by_observer": self._ended,
             "resumed_from_epoch": resumed_from,
             "train_loss": last.get("train_loss"),
             "active_fraction": last.get("active_fraction"),

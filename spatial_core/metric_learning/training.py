@@ -17,7 +17,7 @@ from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError, InputError
 from spatial_core.metric_learning.checkpoint import BEST, FINAL, record_path
 from spatial_core.metric_learning.projector import Projector, ProjectorConfig
-from spatial_core.metric_learning.session import Session
+from spatial_core.metric_learning.session import Observer, Session
 from spatial_core.metric_learning.trainer import Trainer, arithmetic
 from spatial_core.metric_learning.training_data import load_training_data, training_seed
 from spatial_core.metric_learning.training_state import STATE
@@ -42,7 +42,13 @@ _UNUSED = {"best_training_trial_name_pattern", "best_training_metric_name", "res
 
 
 def train_projector(
-    merged_dir: Path, difficulty: Path, output_dir: Path, settings: Settings, progress: Progress = silent
+    merged_dir: Path,
+    difficulty: Path,
+    output_dir: Path,
+    settings: Settings,
+    progress: Progress = silent,
+    *,
+    observer: Observer | None = None,
 ) -> Report:
     """Train the projection head.
 
@@ -53,6 +59,7 @@ def train_projector(
             `checkpoint_epoch_N`, each as .safetensors and .json, and `training_state.safetensors`.
         settings: [training], [training_model], data.min_negative_distance_m and the seed.
         progress: called with triplets seen.
+        observer: told of every validation, and may end training early; a finished run is not shown to it again.
 
     Returns:
         Report in training images; its artifact is `checkpoint_best.safetensors`.
@@ -88,7 +95,8 @@ def train_projector(
                 model=data.backbone.model,
                 preprocessing=data.backbone.preprocessing,
             )
-            details = Session(output_dir, settings, trainer, data, provenance, start=start).run(progress)
+            session = Session(output_dir, settings, trainer, data, provenance, start=start, observer=observer)
+            details = session.run(progress)
         train = data.train
         images = int(train.has_partner.sum())
         report = Report(

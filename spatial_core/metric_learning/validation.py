@@ -76,6 +76,11 @@ class Validator:
         )
         self.triplets = self._fixed_triplets(difficulty, min_distance_m, seed)
 
+    @property
+    def images(self) -> int:
+        """Images that each query is looked for in."""
+        return len(self._label)
+
     def measure(self, projector: Projector) -> dict[str, float]:
         """`loss`, `recall@k` for every k, `map` and `mrr`."""
         vectors = project(projector, self._split.values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -261,3 +261,39 @@ def test_tracking_that_is_off_stays_off(lake: Lake, caplog: pytest.LogCaptureFix
         report = train(lake)
     assert report.details["tracking"] is None
     assert not caplog.records
+
+
+def test_an_observer_sees_every_validation_and_may_end_the_run(lake: Lake) -> None:
+    seen: list[tuple[int, float]] = []
+
+    def observer(epoch: int, metrics: Mapping[str, float]) -> bool:
+        seen.append((epoch, metrics["recall@1"]))
+        return epoch < 4
+
+    report = train(lake, "training.num_epochs=9", "training.validate_every_n_epochs=2", observer=observer)
+    history = load_checkpoint(lake.output / FINAL).history
+    assert [epoch for epoch, _ in seen] == [2, 4]
+    assert seen == [(entry["epoch"], entry["validation"]["recall@1"]) for entry in history if "validation" in entry]
+    assert (report.details["epochs"], report.details["ended_by_observer"]) == (4, True)
+    assert len(history) == 4
+    assert report.details["best_metric"] == max(recall for _, recall in seen)
+    assert 0 < report.details["validation_queries"] <= report.details["validation_images"]
+
+
+def test_a_run_that_goes_on_shows_its_beginning_again(lake: Lake) -> None:
+    seen: list[int] = []
+
+    def killed(epoch: int, metrics: Mapping[str, float]) -> bool:
+        if epoch == 3:
+            raise KeyboardInterrupt
+        return True
+
+    def observer(epoch: int, metrics: Mapping[str, float]) -> bool:
+        seen.append(epoch)
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        train(lake, "training.num_epochs=5", observer=killed)
+    report = train(lake, "training.num_epochs=5", observer=observer)
+    assert seen == [1, 2, 3, 4, 5]
+    assert (report.details["resumed_from_epoch"], report.details["ended_by_observer"]) == (3, False)

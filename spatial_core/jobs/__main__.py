@@ -1,8 +1,9 @@
-"""`python -m spatial_core.jobs STAGE --call FILE`: one stage in a process of its own.
+"""`python -m spatial_core.jobs STAGE --call FILE | --task FILE`: one stage in a process of its own.
 
-FILE holds a `StageCall` as JSON. Started by Dagster (a Pipes session in the environment) it reports there; otherwise
-it prints the report as JSON on stdout. Logs go to stderr. The exit code is 0, 1 with a one-line cause for an expected
-failure, 2 for a wrong command line.
+The file of `--call` holds a `StageCall` as JSON, that of `--task` a `Task`: a cluster job's call and how to run it.
+Started by Dagster (a Pipes session in the environment, which a task brings along) it reports there; otherwise it prints
+the report as JSON on stdout. Logs go to stderr. The exit code is 0, 1 with a one-line cause for an expected failure, 2
+for a wrong command line.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
-from spatial_core.errors import SpatialError
+from spatial_core.errors import ConfigError, SpatialError
 from spatial_core.jobs.pacing import PacedProgress
 from spatial_core.jobs.pipes import end_cleanly_on_termination, end_with_parent, run_reporting, started_by_dagster
 from spatial_core.jobs.registry import STAGES, StageCall, run_stage
+from spatial_core.jobs.task import Task
 
 _LOG = logging.getLogger("spatial_core.jobs")
 
@@ -25,7 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the stage named on the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m spatial_core.jobs", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("stage", choices=list(STAGES), help="name of the stage")
-    parser.add_argument("--call", required=True, type=Path, metavar="FILE", help="JSON file with the stage call")
+    given_as = parser.add_mutually_exclusive_group(required=True)
+    given_as.add_argument("--call", type=Path, metavar="FILE", help="JSON file with the stage call")
+    given_as.add_argument("--task", type=Path, metavar="FILE", help="JSON file with the task of a cluster job")
     parser.add_argument(
         "--until-stdin-closes", action="store_true", help="end when standard input closes, that is, with the parent"
     )
@@ -35,12 +40,15 @@ def main(arguments: list[str] | None = None) -> int:
     end_cleanly_on_termination()
     if given.until_stdin_closes:
         end_with_parent()
+    file: Path = given.call or given.task
     try:
-        call = StageCall.from_json(given.call.read_text())
-    except (OSError, ValueError, KeyError) as error:
-        parser.error(f"--call {given.call}: not a readable stage call ({error})")
+        task = Task(StageCall.from_json(file.read_text())) if given.call else Task.read(file)
+    except (ConfigError, OSError, ValueError, KeyError) as error:
+        parser.error(f"{file}: not a readable stage call ({error})")
+    call = task.call
     if call.stage != given.stage:
-        parser.error(f"--call {given.call} is for stage {call.stage}, not {given.stage}")
+        parser.error(f"{file} is for stage {call.stage}, not {given.stage}")
+    os.environ.update(task.environment)
     if started_by_dagster():
         return run_reporting(call)
     try:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dagster_pipes import encode_param
 
 from spatial_core.config.settings import Settings
 from spatial_core.jobs.pacing import PacedProgress
 from spatial_core.jobs.registry import StageCall
+from spatial_core.jobs.task import Task
 from spatial_core.report import Report
 
 CITY = {"tars": 1, "buildings_per_tar": 3, "image_size_px": 64, "drop_images": 3, "max_views": 3}
@@ -42,6 +44,23 @@ def test_the_report_is_json_on_stdout_and_logs_are_on_stderr(tmp_path: Path) -> 
     assert " of " in done.stderr
 
 
+def test_a_task_sets_its_environment_before_the_stage_runs(tmp_path: Path) -> None:
+    call = StageCall.from_json(call_file(tmp_path).read_text())
+    messages = tmp_path / "messages.jsonl"
+    data = {"asset_keys": None, "partition_key": None, "run_id": "r", "job_name": None, "retry_number": 0, "extras": {}}
+    environment = {
+        "DAGSTER_PIPES_CONTEXT": encode_param({"data": data}),
+        "DAGSTER_PIPES_MESSAGES": encode_param({"path": str(messages)}),
+    }
+    Task(call, environment).write(tmp_path / "tasks" / "0.json")
+    done = run_jobs("demo-data", "--task", tmp_path / "tasks" / "0.json")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    sent = [json.loads(line) for line in messages.read_text().splitlines()]
+    payloads = [message["params"]["payload"] for message in sent if message["method"] == "report_custom_message"]
+    assert Report.from_json(payloads[-1]["report"]).artifact.exists()
+
+
 def test_an_expected_failure_is_one_line_and_exit_1(tmp_path: Path) -> None:
     tar = tmp_path / "0201.tar"
     tar.write_bytes(b"\x01" * 2048)
@@ -53,13 +72,16 @@ def test_an_expected_failure_is_one_line_and_exit_1(tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--call", "--task"])
 @pytest.mark.parametrize("case", ["unknown stage", "no file", "not json", "another stage"])
-def test_a_wrong_command_line_is_exit_2(case: str, tmp_path: Path) -> None:
+def test_a_wrong_command_line_is_exit_2(case: str, option: str, tmp_path: Path) -> None:
     file = call_file(tmp_path)
+    if option == "--task":
+        Task(StageCall.from_json(file.read_text())).write(file)
     if case == "not json":
         file.write_text("{")
     stage = {"unknown stage": "paint", "another stage": "ingest"}.get(case, "demo-data")
-    done = run_jobs(stage, "--call", tmp_path / "absent.json" if case == "no file" else file)
+    done = run_jobs(stage, option, tmp_path / "absent.json" if case == "no file" else file)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("usage:")

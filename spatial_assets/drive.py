@@ -16,11 +16,11 @@ from typing import Literal
 
 import dagster as dg
 
-from spatial_assets.compute import InProcess
-from spatial_assets.defs.resources import SettingsResource
+from spatial_assets.compute.base import Outcome, Work
+from spatial_assets.compute.local import InProcess
+from spatial_assets.defs.resources import ComputeResource, SettingsResource
 from spatial_assets.instigators import remember_cursor, remembered_cursor
 from spatial_core.errors import InputError, StageFailed
-from spatial_core.jobs.registry import StageCall
 from spatial_core.lake.catalogue import CATALOGUE
 from spatial_core.report import Report
 from spatial_core.storage.watch import WatchState
@@ -95,31 +95,38 @@ def drive(
 
 
 class _ObservedCompute:
-    """Takes the place of the compute resource: runs stages in this process and tells what they do."""
+    """Takes the place of the compute resource: tells what stages do, and runs those of this machine in this process."""
 
     def __init__(self, on_event: OnEvent) -> None:
         self._on_event = on_event
         self.outcomes: list[AssetOutcome] = []
         self.causes: list[str] = []
 
-    def run(self, context: dg.AssetExecutionContext, call: StageCall, key: str = "") -> Report:
-        asset = context.asset_key.to_user_string()
-        self._on_event(DriveEvent("started", asset, key))
+    def run_all(self, context: dg.AssetExecutionContext, work: Work) -> Iterator[Outcome]:
+        local = work.calls and next(iter(work.calls.values())).settings.compute.profile == "local"
+        for outcome in self._in_turn(context, work) if local else ComputeResource().run_all(context, work):
+            self._tell(work.asset, outcome)
+            yield outcome
 
-        def progress(done: int, total: int | None, message: str) -> None:
-            self._on_event(DriveEvent("progress", asset, key, message, done, total))
+    def _in_turn(self, context: dg.AssetExecutionContext, work: Work) -> Iterator[Outcome]:
+        """In this process, so that every step of progress can be shown."""
+        for key, call in work.calls.items():
+            self._on_event(DriveEvent("started", work.asset, key))
 
-        try:
-            report = InProcess(also=progress).run(context, call)
-        except Exception as error:
-            cause = " ".join(str(error).split())
+            def progress(done: int, total: int | None, message: str, key: str = key) -> None:
+                self._on_event(DriveEvent("progress", work.asset, key, message, done, total))
+
+            yield from InProcess(also=progress).run_all(context, Work(work.asset, {key: call}))
+
+    def _tell(self, asset: str, outcome: Outcome) -> None:
+        key, report = outcome.key, outcome.report
+        if report is None:
+            cause = " ".join(str(outcome.error).split())
             self.causes.append(f"{asset} {key}: {cause}" if key else f"{asset}: {cause}")
             self._on_event(DriveEvent("failed", asset, key, cause))
-            raise
-        outcome = AssetOutcome(asset, key, report.rows, report.seconds, report.up_to_date, report)
-        self.outcomes.append(outcome)
+            return
+        self.outcomes.append(AssetOutcome(asset, key, report.rows, report.seconds, report.up_to_date, report))
         self._on_event(DriveEvent("finished", asset, key, report=report))
-        return report
 
 
 class _Drive:

@@ -13,10 +13,10 @@ from typing import Any
 
 import dagster as dg
 
-from spatial_assets.compute import one_line
+from spatial_assets.compute.base import Outcome, Work, one_line
 from spatial_assets.defs.resources import ComputeResource, SettingsResource
 from spatial_assets.metadata import artifact_sha256, check_metadata, check_result, materialization_metadata
-from spatial_core.config.settings import ResolvedPaths, Settings
+from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError, SpatialError
 from spatial_core.jobs.registry import STAGES, StageCall
 from spatial_core.lake.catalogue import CATALOGUE
@@ -48,20 +48,17 @@ class StageAsset:
 
     Args:
         name: asset name, as in the catalogue of the lake.
-        arguments: (paths, partition key or "") -> arguments of the stage.
         checks: check name -> core check of (settings, artifact).
         preview: further metadata of the finished artifact, such as a picture.
     """
 
     name: str
-    arguments: Callable[[ResolvedPaths, str], Mapping[str, Path]]
     checks: Mapping[str, Check]
     preview: Preview = field(default=no_preview)
 
     def call(self, settings: Settings, key: str) -> StageCall:
         """The request for one artifact."""
-        arguments = {name: str(path) for name, path in self.arguments(settings.locations, key).items()}
-        return StageCall(CATALOGUE[self.name].stage, arguments, settings)
+        return CATALOGUE[self.name].call(settings, key)
 
     def judge(self, settings: Settings, artifact: Path) -> list[CheckOutcome]:
         """All checks of one artifact; an artifact that cannot even be read has failed."""
@@ -87,14 +84,15 @@ class StageAsset:
         made: dict[str, Mapping[str, Any]] = {}
         failed: dict[str, str] = {}
         keys = list(context.partition_keys)
-        for number, key in enumerate(keys, start=1):
+        work = Work(self.name, {key: self.call(tree, key) for key in keys})
+        for number, outcome in enumerate(compute.run_all(context, work), start=1):
+            key = outcome.key
             try:
-                report = compute.run(context, self.call(tree, key), key)
-                made[key] = self._accepted(tree, report)
+                made[key] = self._accepted(tree, outcome)
             except SpatialError as error:
                 failed[key] = done = one_line(error)
             else:
-                done = _done(report)
+                done = _done(outcome.result())
             level = logging.ERROR if key in failed else logging.INFO
             context.log.log(level, f"{self.name} {key} ({number} of {len(keys)}): {done}")
         if failed:
@@ -112,9 +110,11 @@ class StageAsset:
         """Make the one artifact of the asset and report its checks; blocking ones stop what follows."""
         tree = _load(settings)
         try:
-            report = compute.run(context, self.call(tree, ""))
+            (outcome,) = compute.run_all(context, Work(self.name, {"": self.call(tree, "")}))
+            report = outcome.result()
             # What a person would rather look at stands first.
             metadata = dict(self.preview(tree, report)) | materialization_metadata(report, tree, partitioned=False)
+            metadata |= outcome.metadata
         except SpatialError as error:
             raise dg.Failure(one_line(error), allow_retries=False) from error
         context.log.info(f"{self.name}: {_done(report)}")
@@ -131,18 +131,20 @@ class StageAsset:
             for name, check in self.checks.items()
         ]
 
-    def _accepted(self, settings: Settings, report: Report) -> dict[str, Any]:
+    def _accepted(self, settings: Settings, outcome: Outcome) -> dict[str, Any]:
         """Metadata of a sound artifact.
 
         Raises:
+            SpatialError: why there is none.
             ArtifactError: naming the faults, after the artifact was withdrawn.
         """
+        report = outcome.result()
         metadata = materialization_metadata(report, settings, partitioned=True)
-        for outcome in self.judge(settings, report.artifact):
-            metadata[outcome.name] = dg.MetadataValue.json(check_metadata(outcome))
-            if not outcome.passed and outcome.severity == "error":
-                raise withdraw(report.artifact, f"{outcome.name} failed: {outcome.summary}")
-        return metadata | dict(self.preview(settings, report))
+        for verdict in self.judge(settings, report.artifact):
+            metadata[verdict.name] = dg.MetadataValue.json(check_metadata(verdict))
+            if not verdict.passed and verdict.severity == "error":
+                raise withdraw(report.artifact, f"{verdict.name} failed: {verdict.summary}")
+        return metadata | dict(outcome.metadata) | dict(self.preview(settings, report))
 
 
 def _done(report: Report) -> str:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import dagster as dg
 
-from spatial_assets.compute import choose_runner
+from spatial_assets.compute.base import Outcome, Work
+from spatial_assets.compute.choose import choose_runner
 from spatial_core.config.settings import Settings, load_settings
-from spatial_core.jobs.registry import StageCall
-from spatial_core.report import Report
 
 
 class SettingsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -33,18 +33,14 @@ class SettingsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Runs stages where `compute` in the settings says."""
 
-    def run(self, context: dg.AssetExecutionContext, call: StageCall, key: str = "") -> Report:
-        """Run a stage to its end.
+    def run_all(self, context: dg.AssetExecutionContext, work: Work) -> Iterator[Outcome]:
+        """Run the stage calls of an asset; their log lines go to the run of `context`.
 
-        Args:
-            context: of the asset that asks; log lines go to its run.
-            call: the stage and its arguments.
-            key: partition key the call is for, empty for an asset without partitions.
-
-        Raises:
-            SpatialError: what the stage raised.
+        Yields:
+            One outcome for each call, as it is known.
         """
-        return choose_runner(call).run(context, call)
+        if work.calls:
+            yield from choose_runner(work).run_all(context, work)
 
 
 @dg.definitions

@@ -227,15 +227,6 @@ class LoggingSection(Section):
     wandb_mode: Literal["online", "offline"] | None = Field(None, description="accepted for old files; not used")
 
 
-class ComputeSection(Section):
-    """Where stages run when Dagster asks for them."""
-
-    profile: Literal["local"] = Field("local", description="this machine")
-    isolation: Literal["in_process", "subprocess"] = Field(
-        "subprocess", description="a stage runs in the Dagster run's own process or in a child that can be killed alone"
-    )
-
-
 class WatchSection(Section):
     """Sensors on raw_dir and drops_dir."""
 

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spatial_core.config import sections as s
+from spatial_core.config.compute import ComputeSection, ResourcesSection
 from spatial_core.errors import ConfigError
 from spatial_core.storage.digests import digest_json
 
@@ -81,7 +82,7 @@ class Settings(BaseModel):
     publishing: s.PublishingSection = Field(default_factory=s.PublishingSection)
     inference: s.InferenceSection = Field(default_factory=s.InferenceSection)
     logging: s.LoggingSection = Field(default_factory=s.LoggingSection)
-    compute: s.ComputeSection = Field(default_factory=s.ComputeSection)
+    compute: ComputeSection = Field(default_factory=ComputeSection)
     watch: s.WatchSection = Field(default_factory=s.WatchSection)
     demo: s.DemoSection = Field(default_factory=s.DemoSection)
     base_dir: Path = Field(default_factory=Path.cwd, exclude=True, description="what relative paths are relative to")
@@ -101,6 +102,12 @@ class Settings(BaseModel):
         }
         log_dir = data_dir / "logs" if self.global_.log_dir is None else self._absolute(self.global_.log_dir)
         return ResolvedPaths(data_dir=data_dir, log_dir=log_dir, **resolved)
+
+    @property
+    def jobs_dir(self) -> Path:
+        """Folder of cluster jobs, the same path here and on the nodes."""
+        named = self.compute.work_dir
+        return self.locations.data_dir / "jobs" if named is None else self._absolute(named)
 
     @property
     def head(self) -> s.TrainingModelSection:
@@ -196,12 +203,12 @@ def load_settings(
         origin = str(path)
     origins: dict[tuple[str, str], str] = {}
     for section, key, value in _from_environment(environ):
-        tree.setdefault(section, {})[key] = value
-        origins[section, key] = f"{ENV_PREFIX}{section}__{key}".upper()
+        _put(tree, section, key, value)
+        origins[section, key[0]] = f"{ENV_PREFIX}{section}__{'__'.join(key)}".upper()
     for override in overrides:
         section, key, value = _parse_override(override)
-        tree.setdefault(section, {})[key] = value
-        origins[section, key] = f"--set {section}.{key}"
+        _put(tree, section, key, value)
+        origins[section, key[0]] = f"--set {section}.{'.'.join(key)}"
     try:
         return Settings(**tree, base_dir=base_dir)
     except ValidationError as error:
@@ -231,21 +238,31 @@ def section_models() -> dict[str, type[s.Section]]:
     return names
 
 
-def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, str, Any]]:
+def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, list[str], Any]]:
     found = []
     for name, text in sorted(environ.items()):
         if name.startswith(ENV_PREFIX) and "__" in name:
-            section, _, key = name[len(ENV_PREFIX) :].lower().partition("__")
+            section, *key = name[len(ENV_PREFIX) :].lower().split("__")
             found.append((section, key, _parse_value(text)))
     return found
 
 
-def _parse_override(text: str) -> tuple[str, str, Any]:
+def _parse_override(text: str) -> tuple[str, list[str], Any]:
     name, equals, value = text.partition("=")
-    section, dot, key = name.strip().partition(".")
-    if not (equals and dot and section and key):
+    section, *key = name.strip().split(".")
+    if not (equals and section and key and all(key)):
         raise ConfigError(f"--set {text}: expected section.key=value")
     return section, key, _parse_value(value.strip())
+
+
+def _put(tree: dict[str, Any], section: str, key: list[str], value: Any) -> None:
+    """Set a key of a section, or of a table inside it: ("compute", ["resources", "merged_splits", "mem"])."""
+    table = tree.setdefault(section, {})
+    for name in key[:-1]:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{section}.{'.'.join(key)}: {name} is not a table")
+    table[key[-1]] = value
 
 
 def _parse_value(text: str) -> Any:
@@ -261,15 +278,23 @@ def _explain(error: ValidationError) -> str:
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"])
         if fault["type"] == "extra_forbidden":
-            section = str(fault["loc"][0])
             inside = len(fault["loc"]) > 1
-            candidates = list(known[section].model_fields) if inside else list(known)
+            candidates = _names_at(known, fault["loc"])
             wrong = str(fault["loc"][-1])
             elsewhere = [f"{name}.{wrong}" for name, model in known.items() if wrong in model.model_fields]
             near = difflib.get_close_matches(wrong, candidates, n=1, cutoff=0.0)
-            hint = elsewhere[0] if elsewhere else ".".join([section, near[0]] if inside else [near[0]])
+            hint = elsewhere[0] if elsewhere else ".".join([*map(str, fault["loc"][:-1]), near[0]])
             causes.append(f"unknown {'key' if inside else 'section'} {where}; did you mean {hint}?")
         else:
             message = fault["msg"].removeprefix("Value error, ")
             causes.append(f"{where}: {message} (got {fault['input']!r})" if where else message)
     return "; ".join(causes)
+
+
+def _names_at(known: Mapping[str, type[s.Section]], place: tuple[int | str, ...]) -> list[str]:
+    """Names that would be right where an unknown one was found."""
+    if len(place) == 1:
+        return list(known)
+    if place[:2] == ("compute", "resources"):
+        return list(ResourcesSection.model_fields)
+    return list(known[str(place[0])].model_fields)

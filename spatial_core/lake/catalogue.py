@@ -6,15 +6,21 @@ One table, so that a path follows from a name and a partition key everywhere: as
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from spatial_core.config.settings import ResolvedPaths, Settings
+from spatial_core.jobs.registry import StageCall
 
 TAR_KEY = re.compile(r"\d{4}")
 DROP_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
+
+
+def _none(at: ResolvedPaths, key: str) -> Mapping[str, Path]:
+    """Arguments of what no stage makes."""
+    return {}
 
 
 @dataclass(frozen=True)
@@ -27,6 +33,7 @@ class ArtifactKind:
         partition: what one artifact of the kind stands for, None when there is only one.
         upstream: names of the kinds it is made from.
         locate: (locations, partition key or "") -> path of the artifact.
+        arguments: (locations, partition key or "") -> path arguments of the stage.
     """
 
     name: str
@@ -34,16 +41,27 @@ class ArtifactKind:
     partition: Literal["tar", "drop"] | None
     upstream: tuple[str, ...]
     locate: Callable[[ResolvedPaths, str], Path]
+    arguments: Callable[[ResolvedPaths, str], Mapping[str, Path]] = _none
 
     def path(self, locations: ResolvedPaths, key: str = "") -> Path:
         """Where the artifact of a partition lies."""
         return self.locate(locations, key)
 
+    def call(self, settings: Settings, key: str = "") -> StageCall:
+        """The request for the artifact of a partition."""
+        arguments = {name: str(path) for name, path in self.arguments(settings.locations, key).items()}
+        return StageCall(self.stage, arguments, settings)
+
 
 _KINDS = (
     ArtifactKind("raw_tars", "", "tar", (), lambda at, key: at.raw_dir / f"{key}.tar"),
     ArtifactKind(
-        "intermediates", "ingest", "tar", ("raw_tars",), lambda at, key: at.intermediates_dir / f"{key}.parquet"
+        "intermediates",
+        "ingest",
+        "tar",
+        ("raw_tars",),
+        lambda at, key: at.intermediates_dir / f"{key}.parquet",
+        lambda at, key: {"tar": at.raw_dir / f"{key}.tar", "output_dir": at.intermediates_dir},
     ),
     ArtifactKind(
         "fingerprints",
@@ -51,6 +69,11 @@ _KINDS = (
         "tar",
         ("intermediates",),
         lambda at, key: at.fingerprints_dir / f"{key}_fingerprints.parquet",
+        lambda at, key: {
+            "tar": at.raw_dir / f"{key}.tar",
+            "intermediates": at.intermediates_dir / f"{key}.parquet",
+            "output_dir": at.fingerprints_dir,
+        },
     ),
     ArtifactKind(
         "backbone_embeddings",
@@ -58,10 +81,27 @@ _KINDS = (
         "tar",
         ("intermediates",),
         lambda at, key: at.embeddings_dir / f"{key}_embeddings.parquet",
+        lambda at, key: {
+            "tar": at.raw_dir / f"{key}.tar",
+            "intermediates": at.intermediates_dir / f"{key}.parquet",
+            "output_dir": at.embeddings_dir,
+        },
     ),
-    ArtifactKind("merged_splits", "merge", None, ("backbone_embeddings",), lambda at, _: at.merged_dir),
     ArtifactKind(
-        "difficulty_metadata", "difficulty", None, ("fingerprints",), lambda at, _: at.difficulty_metadata_path
+        "merged_splits",
+        "merge",
+        None,
+        ("backbone_embeddings",),
+        lambda at, _: at.merged_dir,
+        lambda at, _: {"embeddings_dir": at.embeddings_dir, "output_dir": at.merged_dir},
+    ),
+    ArtifactKind(
+        "difficulty_metadata",
+        "difficulty",
+        None,
+        ("fingerprints",),
+        lambda at, _: at.difficulty_metadata_path,
+        lambda at, _: {"fingerprints_dir": at.fingerprints_dir, "output_file": at.difficulty_metadata_path},
     ),
     ArtifactKind(
         "projector_checkpoint",
@@ -69,11 +109,39 @@ _KINDS = (
         None,
         ("merged_splits", "difficulty_metadata"),
         lambda at, _: at.checkpoint_dir / "checkpoint_best.safetensors",
+        lambda at, _: {
+            "merged_dir": at.merged_dir,
+            "difficulty": at.difficulty_metadata_path,
+            "output_dir": at.checkpoint_dir,
+        },
     ),
     ArtifactKind(
-        "retrieval_report", "evaluate", None, ("merged_splits", "projector_checkpoint"), lambda at, _: at.report_dir
+        "retrieval_report",
+        "evaluate",
+        None,
+        ("merged_splits", "projector_checkpoint"),
+        lambda at, _: at.report_dir,
+        lambda at, _: {
+            "merged_dir": at.merged_dir,
+            "checkpoint": at.checkpoint_dir / "checkpoint_best.safetensors",
+            "output_dir": at.report_dir,
+            "difficulty": at.difficulty_metadata_path,
+            "intermediates_dir": at.intermediates_dir,
+            "raw_dir": at.raw_dir,
+        },
     ),
-    ArtifactKind("hf_model", "publish", None, ("projector_checkpoint", "retrieval_report"), lambda at, _: at.model_dir),
+    ArtifactKind(
+        "hf_model",
+        "publish",
+        None,
+        ("projector_checkpoint", "retrieval_report"),
+        lambda at, _: at.model_dir,
+        lambda at, _: {
+            "checkpoint": at.checkpoint_dir / "checkpoint_best.safetensors",
+            "output_dir": at.model_dir,
+            "report_dir": at.report_dir,
+        },
+    ),
     ArtifactKind("packaged_images", "", "drop", (), lambda at, key: at.drops_dir / f"{key}.parquet"),
     ArtifactKind(
         "final_embeddings",
@@ -81,6 +149,11 @@ _KINDS = (
         "drop",
         ("packaged_images", "hf_model"),
         lambda at, key: at.final_embeddings_dir / key,
+        lambda at, key: {
+            "input": at.drops_dir / f"{key}.parquet",
+            "output_dir": at.final_embeddings_dir / key,
+            "model": at.model_dir,
+        },
     ),
     ArtifactKind(
         "building_embeddings",
@@ -88,6 +161,10 @@ _KINDS = (
         "drop",
         ("final_embeddings",),
         lambda at, key: at.building_embeddings_dir / f"{key}.parquet",
+        lambda at, key: {
+            "embeddings_dir": at.final_embeddings_dir / key,
+            "output_file": at.building_embeddings_dir / f"{key}.parquet",
+        },
     ),
 )
 CATALOGUE: dict[str, ArtifactKind] = {kind.name: kind for kind in _KINDS}

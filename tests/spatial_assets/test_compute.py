@@ -17,7 +17,8 @@ import dagster as dg
 import psutil
 import pytest
 
-from spatial_assets.compute import ChildProcess, InProcess, Runner
+from spatial_assets.compute.base import Outcome, Work
+from spatial_assets.compute.local import ChildProcess, InProcess
 from spatial_assets.defs.resources import ComputeResource
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError, InputError, SpatialError, StageFailed, TarError
@@ -26,7 +27,7 @@ from spatial_core.jobs.registry import StageCall
 from spatial_core.report import Report
 
 CITY = {"tars": 1, "buildings_per_tar": 3, "image_size_px": 64, "drop_images": 3, "max_views": 3}
-RUNNERS: dict[str, Runner] = {"in_process": InProcess(), "subprocess": ChildProcess()}
+RUNNERS: dict[str, InProcess | ChildProcess] = {"in_process": InProcess(), "subprocess": ChildProcess()}
 
 
 def city_call(folder: Path, **demo: Any) -> StageCall:
@@ -128,7 +129,8 @@ def test_settings_choose_the_way(instance, tmp_path: Path) -> None:
             watcher = threading.Thread(target=watch)
             watcher.start()
             try:
-                return ComputeResource().run(context, call)
+                (outcome,) = ComputeResource().run_all(context, Work("city", {"": call}))
+                return outcome.result()
             finally:
                 done.set()
                 watcher.join()
@@ -136,6 +138,57 @@ def test_settings_choose_the_way(instance, tmp_path: Path) -> None:
         run_in_asset(instance, work)
         started = {child.pid for child in children} - {child.pid for child in before}
         assert bool(started) == expected
+
+
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_every_call_has_its_outcome_and_one_that_fails_costs_no_other(runner: str, instance, tmp_path: Path) -> None:
+    calls = {name: city_call(tmp_path / name) for name in ("a", "c")}
+    calls = {"a": calls["a"], "b": StageCall("ingest", {}, calls["a"].settings), "c": calls["c"]}
+    outcomes: list[Outcome] = []
+
+    def work(context: dg.AssetExecutionContext) -> Report:
+        outcomes.extend(RUNNERS[runner].run_all(context, Work("city", calls)))
+        return outcomes[0].result()
+
+    run_in_asset(instance, work)
+    assert [outcome.key for outcome in outcomes] == ["a", "b", "c"]
+    assert isinstance(outcomes[1].error, ConfigError)
+    assert [outcome.report is None for outcome in outcomes] == [False, True, False]
+
+
+def test_calls_side_by_side_overlap_in_time(instance, tmp_path: Path) -> None:
+    calls = {name: city_call(tmp_path / name / "city", buildings_per_tar=40) for name in ("a", "b")}
+    most = 0
+    done = threading.Event()
+
+    def count() -> None:
+        nonlocal most
+        while not done.wait(0.02):
+            most = max(
+                most, len([child for child in psutil.Process().children() if "spatial_core.jobs" in str(cmd(child))])
+            )
+
+    def work(context: dg.AssetExecutionContext) -> Report:
+        counter = threading.Thread(target=count)
+        counter.start()
+        try:
+            outcomes = list(ComputeResource().run_all(context, Work("city", calls, side_by_side=True)))
+        finally:
+            done.set()
+            counter.join()
+        assert sorted(outcome.key for outcome in outcomes) == ["a", "b"]
+        return outcomes[0].result()
+
+    ran = run_in_asset(instance, work)
+    assert ran.report is not None
+    assert most == 2
+
+
+def cmd(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def test_failures_cross_as_text() -> None:
@@ -153,7 +206,7 @@ SLOW_RUN = """
 import sys
 from pathlib import Path
 import dagster as dg
-from spatial_assets.compute import ChildProcess
+from spatial_assets.compute.local import ChildProcess
 from spatial_core.config.settings import Settings
 from spatial_core.jobs.registry import StageCall
 

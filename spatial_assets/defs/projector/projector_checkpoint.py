@@ -21,11 +21,6 @@ def checkpoint_sound(settings: Settings, path: Path) -> CheckOutcome:
 
 STAGE = StageAsset(
     "projector_checkpoint",
-    lambda at, _: {
-        "merged_dir": at.merged_dir,
-        "difficulty": at.difficulty_metadata_path,
-        "output_dir": at.checkpoint_dir,
-    },
     {"checkpoint_sound": checkpoint_sound},
 )
 

@@ -22,14 +22,6 @@ def report_sound(settings: Settings, path: Path) -> CheckOutcome:
 
 STAGE = StageAsset(
     "retrieval_report",
-    lambda at, _: {
-        "merged_dir": at.merged_dir,
-        "checkpoint": at.checkpoint_dir / "checkpoint_best.safetensors",
-        "output_dir": at.report_dir,
-        "difficulty": at.difficulty_metadata_path,
-        "intermediates_dir": at.intermediates_dir,
-        "raw_dir": at.raw_dir,
-    },
     {"report_sound": report_sound},
     preview=report_preview,
 )

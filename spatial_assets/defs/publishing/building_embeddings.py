@@ -16,10 +16,6 @@ from spatial_core.quality.checks import buildings_sound
 
 STAGE = StageAsset(
     "building_embeddings",
-    lambda at, key: {
-        "embeddings_dir": at.final_embeddings_dir / key,
-        "output_file": at.building_embeddings_dir / f"{key}.parquet",
-    },
     {"buildings_sound": lambda settings, path: buildings_sound(path)},
 )
 

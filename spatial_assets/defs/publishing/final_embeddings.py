@@ -16,11 +16,6 @@ from spatial_core.quality.checks import vectors_sound
 
 STAGE = StageAsset(
     "final_embeddings",
-    lambda at, key: {
-        "input": at.drops_dir / f"{key}.parquet",
-        "output_dir": at.final_embeddings_dir / key,
-        "model": at.model_dir,
-    },
     {"vectors_sound": lambda settings, path: vectors_sound(path)},
 )
 

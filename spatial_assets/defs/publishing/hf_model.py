@@ -21,11 +21,6 @@ def model_sound(settings: Settings, path: Path) -> CheckOutcome:
 
 STAGE = StageAsset(
     "hf_model",
-    lambda at, _: {
-        "checkpoint": at.checkpoint_dir / "checkpoint_best.safetensors",
-        "output_dir": at.model_dir,
-        "report_dir": at.report_dir,
-    },
     {"model_sound": model_sound},
 )
 

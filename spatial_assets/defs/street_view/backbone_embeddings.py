@@ -15,11 +15,6 @@ from spatial_core.quality.checks import embeddings_sound
 
 STAGE = StageAsset(
     "backbone_embeddings",
-    lambda at, key: {
-        "tar": at.raw_dir / f"{key}.tar",
-        "intermediates": at.intermediates_dir / f"{key}.parquet",
-        "output_dir": at.embeddings_dir,
-    },
     {"embeddings_sound": lambda settings, path: embeddings_sound(path)},
 )
 

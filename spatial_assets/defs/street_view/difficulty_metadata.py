@@ -23,7 +23,6 @@ def difficulty_sound(settings: Settings, path: Path) -> CheckOutcome:
 
 STAGE = StageAsset(
     "difficulty_metadata",
-    lambda at, _: {"fingerprints_dir": at.fingerprints_dir, "output_file": at.difficulty_metadata_path},
     {"difficulty_sound": difficulty_sound},
 )
 

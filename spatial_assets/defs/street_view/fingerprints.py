@@ -15,11 +15,6 @@ from spatial_core.quality.checks import fingerprints_sound
 
 STAGE = StageAsset(
     "fingerprints",
-    lambda at, key: {
-        "tar": at.raw_dir / f"{key}.tar",
-        "intermediates": at.intermediates_dir / f"{key}.parquet",
-        "output_dir": at.fingerprints_dir,
-    },
     {"fingerprints_sound": lambda settings, path: fingerprints_sound(path)},
 )
 

@@ -15,7 +15,6 @@ from spatial_core.quality.checks import intermediates_sound
 
 STAGE = StageAsset(
     "intermediates",
-    lambda at, key: {"tar": at.raw_dir / f"{key}.tar", "output_dir": at.intermediates_dir},
     {"intermediates_sound": lambda settings, path: intermediates_sound(path, settings)},
 )
 

@@ -22,7 +22,6 @@ def splits_sound(settings: Settings, path: Any) -> CheckOutcome:
 
 STAGE = StageAsset(
     "merged_splits",
-    lambda at, _: {"embeddings_dir": at.embeddings_dir, "output_dir": at.merged_dir},
     {"splits_sound": splits_sound},
 )
 

@@ -1,9 +1,4 @@
-"""Where stages run. An asset hands over a `StageCall` and gets a `Report` back; it cannot tell where the work was done.
-
-Every way of running keeps three promises: progress and log lines of the stage appear in the run's event log while it
-works; an expected failure comes back as the same error type with the same one-line message; when the run is terminated,
-the work ends with it.
-"""
+"""Stages on this machine: in the process of the Dagster run, or in a child process that reports through Pipes."""
 
 from __future__ import annotations
 
@@ -14,14 +9,16 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
-from typing import IO, Protocol
+from typing import IO
 
 import dagster as dg
 
+from spatial_assets.compute.base import Outcome, Work
 from spatial_core.errors import SpatialError, StageFailed
 from spatial_core.jobs.pacing import PacedProgress
 from spatial_core.jobs.pipes import failure_from
@@ -29,19 +26,8 @@ from spatial_core.jobs.registry import StageCall, run_stage
 from spatial_core.report import Progress, Report, silent
 
 _GRACE_S = 10.0
+_POLL_S = 0.2
 _TAIL_LINES = 5
-
-
-class Runner(Protocol):
-    """One way of running a stage."""
-
-    def run(self, context: dg.AssetExecutionContext, call: StageCall) -> Report:
-        """Run the stage to its end.
-
-        Raises:
-            SpatialError: what the stage raised, or `StageFailed` when it ended without saying why.
-        """
-        ...
 
 
 class InProcess:
@@ -54,7 +40,11 @@ class InProcess:
     def __init__(self, also: Progress = silent) -> None:
         self._also = also
 
+    def run_all(self, context: dg.AssetExecutionContext, work: Work) -> Iterator[Outcome]:
+        return one_after_another(lambda call: self.run(context, call), work)
+
     def run(self, context: dg.AssetExecutionContext, call: StageCall) -> Report:
+        """Run one stage to its end; raises what it raises."""
         paced = PacedProgress(context.log.info)
 
         def progress(done: int, total: int | None, message: str) -> None:
@@ -68,7 +58,14 @@ class InProcess:
 class ChildProcess:
     """In a child process that reports through Pipes: its memory is its own and it can be killed alone."""
 
-    def run(self, context: dg.AssetExecutionContext, call: StageCall) -> Report:
+    def run_all(self, context: dg.AssetExecutionContext, work: Work) -> Iterator[Outcome]:
+        if not work.side_by_side:
+            return one_after_another(lambda call: self.run(context, call), work)
+        stop = threading.Event()
+        return _side_by_side(lambda call: self.run(context, call, stop), work, stop)
+
+    def run(self, context: dg.AssetExecutionContext, call: StageCall, stop: threading.Event | None = None) -> Report:
+        """Run one stage to its end; raises what it raises, or `StageFailed` when it ended without saying why."""
         with (
             tempfile.TemporaryDirectory(prefix="spatial-call-") as folder,
             dg.open_pipes_session(
@@ -81,7 +78,7 @@ class ChildProcess:
             file.write_text(call.to_json())
             environment = {**os.environ, **session.get_bootstrap_env_vars(), "PYTHONUNBUFFERED": "1"}
             command = [sys.executable, "-m", "spatial_core.jobs", call.stage, "--call", str(file)]
-            code, tail = _run_child([*command, "--until-stdin-closes"], environment)
+            code, tail = _run_child([*command, "--until-stdin-closes"], environment, stop)
         # Messages are complete only after the session has closed.
         for message in session.get_custom_messages():
             if "report" in message:
@@ -93,16 +90,34 @@ class ChildProcess:
         )
 
 
-LOCAL: dict[str, Runner] = {"in_process": InProcess(), "subprocess": ChildProcess()}
+def one_after_another(run: Callable[[StageCall], Report], work: Work) -> Iterator[Outcome]:
+    """Outcomes of calls that each use the whole machine."""
+    for key, call in work.calls.items():
+        yield _outcome(run, key, call)
 
 
-def choose_runner(call: StageCall) -> Runner:
-    """The way of running that the settings of the call ask for."""
-    return LOCAL[call.settings.compute.isolation]
+def _side_by_side(run: Callable[[StageCall], Report], work: Work, stop: threading.Event) -> Iterator[Outcome]:
+    """Outcomes of calls that run at the same time, as they end; `stop` is set when nobody waits for them any more."""
+    with ThreadPoolExecutor(max(1, len(work.calls))) as pool:
+        try:
+            running = [pool.submit(_outcome, run, key, call) for key, call in work.calls.items()]
+            for ended in as_completed(running):
+                yield ended.result()
+        finally:
+            stop.set()
 
 
-def _run_child(command: list[str], environment: dict[str, str]) -> tuple[int, str]:
+def _outcome(run: Callable[[StageCall], Report], key: str, call: StageCall) -> Outcome:
+    try:
+        return Outcome(key, report=run(call))
+    except SpatialError as error:
+        return Outcome(key, error=error)
+
+
+def _run_child(command: list[str], environment: dict[str, str], stop: threading.Event | None) -> tuple[int, str]:
     """Run a command to its end; returns its exit code (negative: the signal) and its last lines on stderr.
+
+    A process that is waited for from another thread than the main one sees no interrupt: it ends when `stop` is set.
 
     The child leads a process group, so that its own children end with it. Its standard input is a pipe that is never
     written to: it closes when this process dies in whatever way, and the child then ends too.
@@ -114,6 +129,9 @@ def _run_child(command: list[str], environment: dict[str, str]) -> tuple[int, st
         reader = threading.Thread(target=_pass_on, args=(process.stderr, tail), daemon=True)
         reader.start()
         try:
+            while stop is not None and process.poll() is None:
+                if stop.wait(_POLL_S):
+                    _end_group(process)
             process.wait()
         except BaseException:
             _end_group(process)
@@ -169,8 +187,3 @@ class _ContextHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self._context.log.log(record.levelno, record.getMessage())
-
-
-def one_line(error: SpatialError) -> str:
-    """The cause as shown in the event log: type and message in one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"

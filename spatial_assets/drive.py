@@ -20,6 +20,7 @@ from spatial_assets.compute.base import Outcome, Work
 from spatial_assets.compute.local import InProcess
 from spatial_assets.defs.resources import ComputeResource, SettingsResource
 from spatial_assets.instigators import remember_cursor, remembered_cursor
+from spatial_assets.partitions import RANGE_TAGS
 from spatial_core.errors import InputError, StageFailed
 from spatial_core.lake.catalogue import CATALOGUE
 from spatial_core.report import Report
@@ -28,7 +29,6 @@ from spatial_core.storage.watch import WatchState
 WATCHING_SENSORS = ("raw_tars_sensor", "packaged_images_sensor")
 LOCATION_TAGS = {".dagster/repository": "__repository__@spatial_assets"}
 _DRIVER_TAG = "spatial/driver_pid"
-_RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
 _MAX_TICKS = 5
 # Events go to the instance all the same; on the terminal they would bury what the caller shows.
 _QUIET_CONSOLE = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -228,7 +228,7 @@ class _Drive:
             yield keys
 
     def _materialize(self, assets: list[dg.AssetKey], keys: list[str]) -> None:
-        tags = self.tags | (dict(zip(_RANGE_TAGS, (keys[0], keys[-1]), strict=True)) if keys else {})
+        tags = self.tags | (dict(zip(RANGE_TAGS, (keys[0], keys[-1]), strict=True)) if keys else {})
         result = self.definitions.resolve_implicit_global_asset_job_def().execute_in_process(
             instance=self.instance,
             asset_selection=assets,

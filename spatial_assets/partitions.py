@@ -14,7 +14,10 @@ drops = dg.DynamicPartitionsDefinition(name="drop")
 
 KEY_PATTERNS = {"tar": TAR_KEY, "drop": DROP_KEY}
 
-MANY_KEYS = dg.BackfillPolicy.multi_run(max_partitions_per_run=10)
-"""A run costs a few seconds whatever it does, so neighbouring keys share one; but a step of a run shows its keys only
-when it ends, and one run holds one place in the queue, so not too many. Every partitioned asset has the same policy:
-assets that differ in it cannot share a run."""
+RANGE_TAGS = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
+"""Tags by which a run is given neighbouring keys instead of one."""
+
+MANY_KEYS = dg.BackfillPolicy.multi_run(max_partitions_per_run=50)
+"""A run costs a few seconds whatever it does, and on a cluster it is one job array, so neighbouring keys share one; but
+a step of a run shows its keys only when it ends, so not too many: the tars of the real data set are two runs. Every
+partitioned asset has the same policy: assets that differ in it cannot share a run."""

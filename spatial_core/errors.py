@@ -45,3 +45,42 @@ class ModelError(SpatialError):
 
 class StageFailed(SpatialError):
     """A stage that ran in another process ended without its artifact."""
+
+
+class ClusterError(SpatialError):
+    """The cluster refused a request, or is not set up as the settings say. The message says what to do."""
+
+
+class ClusterUnreachable(ClusterError):
+    """No connection to the cluster, or it was lost before an answer came."""
+
+
+class JobFailed(StageFailed):
+    """A cluster job ended without its artifact.
+
+    The message names job, node, exit code, time, memory and the last lines of its log.
+    """
+
+
+class JobOutOfMemory(JobFailed):
+    """The job used more memory than it had asked for."""
+
+
+class JobTimedOut(JobFailed):
+    """The job reached its time limit, or could not end before its deadline."""
+
+
+class JobPreempted(JobFailed):
+    """The job had to make room for one of higher priority and was not put back into the queue."""
+
+
+class JobCancelled(JobFailed):
+    """Somebody cancelled the job."""
+
+
+class NodeFailed(JobFailed):
+    """The node the job ran on was lost."""
+
+
+class JobVanished(JobFailed):
+    """Neither the queue nor the accounting knows the job any more."""

@@ -16,7 +16,7 @@ from spatial_core.config.sections import Section
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,@:+-]*$", max_length=200)]
 Memory = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*[KMGT]?$")]
 TimeLimit = Annotated[str, StringConstraints(pattern=r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$")]
-Gpus = Annotated[str, StringConstraints(pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]*:)?[1-9]\d*$")]
+Gpus = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][A-Za-z0-9_.-]*:)?[1-9]\d*|0)$")]
 Option = Annotated[str, StringConstraints(pattern=r"^--[a-z][a-z-]*(=[A-Za-z0-9_.,:/@%+\[\]-]+)?$", max_length=200)]
 # Options that would break what the platform promises: which folder, log, array, environment or end of a job it sees.
 _OWN_OPTIONS = (
@@ -36,7 +36,7 @@ class ResourcesSection(Section):
     )
     cpus: PositiveInt | None = Field(None, description="cores a task")
     mem: Memory | None = Field(None, description="memory a node, such as 48G")
-    gpus: Gpus | None = Field(None, description="GPUs a node: a number, or type:number; 0 GPUs by leaving it out")
+    gpus: Gpus | None = Field(None, description="GPUs a node: a number, type:number, or 0 for none")
     time_limit: TimeLimit | None = Field(None, description="minutes, hours:minutes:seconds or days-hours")
     nodes: PositiveInt | None = Field(None, description="nodes a job; more than one only for training")
     max_parallel: PositiveInt | None = Field(None, description="tasks of one array that run at a time")

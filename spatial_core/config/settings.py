@@ -95,19 +95,19 @@ class Settings(BaseModel):
     @property
     def locations(self) -> ResolvedPaths:
         """All paths, absolute, unset ones derived from `paths.data_dir`."""
-        data_dir = self._absolute(self.paths.data_dir)
+        data_dir = self.absolute(self.paths.data_dir)
         resolved = {
-            name: self._absolute(given) if (given := getattr(self.paths, name)) is not None else data_dir / default
+            name: self.absolute(given) if (given := getattr(self.paths, name)) is not None else data_dir / default
             for name, default in _LAKE.items()
         }
-        log_dir = data_dir / "logs" if self.global_.log_dir is None else self._absolute(self.global_.log_dir)
+        log_dir = data_dir / "logs" if self.global_.log_dir is None else self.absolute(self.global_.log_dir)
         return ResolvedPaths(data_dir=data_dir, log_dir=log_dir, **resolved)
 
     @property
     def jobs_dir(self) -> Path:
         """Folder of cluster jobs, the same path here and on the nodes."""
         named = self.compute.work_dir
-        return self.locations.data_dir / "jobs" if named is None else self._absolute(named)
+        return self.locations.data_dir / "jobs" if named is None else self.absolute(named)
 
     @property
     def head(self) -> s.TrainingModelSection:
@@ -153,7 +153,7 @@ class Settings(BaseModel):
         merged_dir = self.locations.merged_dir
         for split in ("train", "val"):
             path = getattr(self.paths, f"{split}_parquet_path")
-            if path is not None and self._absolute(path) != merged_dir / f"{split}.parquet":
+            if path is not None and self.absolute(path) != merged_dir / f"{split}.parquet":
                 notes.append(f"paths.{split}_parquet_path is not used: splits are read from {merged_dir}")
         return notes
 
@@ -168,7 +168,8 @@ class Settings(BaseModel):
         record = json.loads(text)
         return cls(**record["tree"], base_dir=Path(record["base_dir"]))
 
-    def _absolute(self, path: Path) -> Path:
+    def absolute(self, path: Path) -> Path:
+        """A path of the settings file: relative ones are relative to its folder."""
         path = path.expanduser()
         return path if path.is_absolute() else (self.base_dir / path).resolve()
 

@@ -1,0 +1,97 @@
+"""The sensor that looks after cluster jobs whose Dagster run has ended: nothing is left running unasked, nothing that
+finished is left unrecorded, and nothing is computed twice for it.
+"""
+
+from __future__ import annotations
+
+import dagster as dg
+
+from spatial_assets.compute.cluster import scheduler_for
+from spatial_assets.defs.resources import SettingsResource
+from spatial_assets.partitions import RANGE_TAGS
+from spatial_core.cluster.ledger import Ledger, SubmissionRecord, TaskRecord
+from spatial_core.config.settings import Settings
+from spatial_core.errors import ClusterError
+from spatial_core.lake.catalogue import CATALOGUE
+
+_TERMINATED = {dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED}
+_RETRY_OF = "dagster/parent_run_id"
+
+
+@dg.sensor(
+    name="cluster_jobs",
+    target=dg.AssetSelection.all(),
+    minimum_interval_seconds=30,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    description=(
+        "Looks at jobs whose Dagster run has ended. Jobs of a terminated run are cancelled. For jobs of a run whose "
+        "process was lost, a new run of the same partitions is requested: it follows them, or records what they made."
+    ),
+)
+def cluster_jobs(context: dg.SensorEvaluationContext, settings: SettingsResource) -> dg.SensorResult | dg.SkipReason:
+    """One look at the ledger of submitted jobs."""
+    tree = settings.load()
+    if tree.compute.profile == "local":
+        return dg.SkipReason("compute.profile is local")
+    ledger = Ledger(tree.jobs_dir)
+    requests: list[dg.RunRequest] = []
+    left: list[str] = []
+    for submission in ledger.submissions():
+        tasks = ledger.outstanding(submission)
+        run = context.instance.get_run_by_id(submission.run_id)
+        if run is not None and run.status in _TERMINATED and run.is_finished:
+            _cancel(context, tree, ledger, submission, tasks)
+        elif run is not None and (not run.is_finished or _retried(context.instance, run.run_id)):
+            continue
+        else:
+            left.append(str(submission.job or submission.name))
+            requests += _requests(context.instance, submission, tasks)
+    if not requests:
+        return dg.SkipReason("every job belongs to a run in progress")
+    context.log.info(f"run ended before its jobs: {', '.join(left)}; following them")
+    return dg.SensorResult(run_requests=requests)
+
+
+def _retried(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether Dagster itself has started the run again: the new run follows the jobs."""
+    retries = instance.get_runs(dg.RunsFilter(tags={_RETRY_OF: run_id}))
+    return any(not run.is_finished for run in retries)
+
+
+def _requests(
+    instance: dg.DagsterInstance, submission: SubmissionRecord, tasks: list[TaskRecord]
+) -> list[dg.RunRequest]:
+    """A run of the tasks' partitions, as one range where they are neighbours; asked for once for each lost run."""
+    keys = [task.key for task in tasks]
+    selection = [dg.AssetKey(submission.asset)]
+    name = f"{submission.name}/{submission.run_id}"
+    partition = CATALOGUE[submission.asset].partition
+    known = instance.get_dynamic_partitions(partition) if partition else []
+    first = known.index(keys[0]) if keys[0] in known else 0
+    if len(keys) > 1 and list(known[first : first + len(keys)]) == keys:
+        tags = dict(zip(RANGE_TAGS, (keys[0], keys[-1]), strict=True))
+        return [dg.RunRequest(run_key=name, asset_selection=selection, tags=tags)]
+    return [
+        dg.RunRequest(run_key=f"{name}/{key}", asset_selection=selection, partition_key=key or None) for key in keys
+    ]
+
+
+def _cancel(
+    context: dg.SensorEvaluationContext,
+    settings: Settings,
+    ledger: Ledger,
+    submission: SubmissionRecord,
+    tasks: list[TaskRecord],
+) -> None:
+    """A terminated run left these behind, because its process was killed before it could cancel them."""
+    scheduler = scheduler_for(settings, context.log.warning)
+    try:
+        jobs = [submission.job] if submission.job else scheduler.find(submission.name)
+        scheduler.cancel(f"{job}_{task.index}" for job in jobs for task in tasks)
+    except ClusterError as error:
+        context.log.warning(f"jobs of the terminated run {submission.run_id} could not be cancelled yet: {error}")
+        return
+    ledger.settle(tasks)
+    context.log.info(
+        f"cancelled {len(tasks)} tasks of {jobs or submission.name}: run {submission.run_id} was terminated"
+    )

@@ -1,0 +1,211 @@
+"""How a cluster job ended: figures from accounting, and the typed failure with a remedy where one is known."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from spatial_core.cluster.resources import Resources, megabytes
+from spatial_core.cluster.scheduler import Accounted
+from spatial_core.errors import (
+    JobCancelled,
+    JobFailed,
+    JobOutOfMemory,
+    JobPreempted,
+    JobTimedOut,
+    JobVanished,
+    NodeFailed,
+)
+
+TERMINAL = frozenset(
+    {
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+    }
+)
+INTERRUPTED_CODE = 75  # by which a job says that it saved its pieces and wants to go on
+_AGAIN = "materialize again; finished pieces are kept"
+_FAILURES: dict[str, tuple[type[JobFailed], str]] = {
+    "OUT_OF_MEMORY": (
+        JobOutOfMemory,
+        "ask for more memory than {mem} (compute.resources.ASSET.mem), use smaller batches, or set compute.retries to "
+        "have it sent again with more",
+    ),
+    "TIMEOUT": (
+        JobTimedOut,
+        "ask for more time than {time} (compute.resources.ASSET.time_limit), or set compute.retries; finished pieces "
+        "are kept",
+    ),
+    "DEADLINE": (JobTimedOut, "it could not end before its --deadline"),
+    "PREEMPTED": (JobPreempted, _AGAIN + "; or use a partition whose jobs are not preempted"),
+    "REVOKED": (JobPreempted, _AGAIN),
+    "CANCELLED": (JobCancelled, ""),
+    "NODE_FAIL": (NodeFailed, _AGAIN),
+    "BOOT_FAIL": (NodeFailed, _AGAIN),
+    "VANISHED": (JobVanished, "neither the queue nor the accounting knows it; materialize again"),
+}
+_TAIL_LINES = 5
+_NEAR_LIMIT = 0.97  # of the memory asked for: accounting samples now and then, so a killed job's peak is above it
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The last attempt of a task.
+
+    Args:
+        task_id: as the scheduler names it.
+        state: of accounting, one word; VANISHED when neither queue nor accounting knows the task.
+        exit_code: of the job, 0 when a signal ended it.
+        signal: that ended it, 0 for none.
+        elapsed_s: seconds it ran.
+        cpu_s: seconds of processor time it used; None where accounting does not know.
+        cores_s: core seconds that were allocated to it.
+        memory_mb: peak resident memory, MiB; None where accounting does not know.
+        memory_asked_mb: memory it had asked for, MiB.
+        gpus: GPUs allocated.
+        node: where it ran.
+        partition: which partition it ran in.
+        start, end: as accounting writes them.
+    """
+
+    task_id: str
+    state: str
+    exit_code: int = 0
+    signal: int = 0
+    elapsed_s: int = 0
+    cpu_s: float | None = None
+    cores_s: int = 0
+    memory_mb: float | None = None
+    memory_asked_mb: float | None = None
+    gpus: int = 0
+    node: str = ""
+    partition: str = ""
+    start: str = ""
+    end: str = ""
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Killed for its memory: SLURM without control groups calls that FAILED with signal 9."""
+        if self.state == "OUT_OF_MEMORY":
+            return True
+        if self.state != "FAILED" or 9 not in (self.signal, self.exit_code - 128) or self.memory_mb is None:
+            return False
+        return self.memory_asked_mb is not None and self.memory_mb >= self.memory_asked_mb * _NEAR_LIMIT
+
+
+def ending_of(task_id: str, accounted: Accounted) -> Ending:
+    """Read the accounting rows of a task that has ended."""
+    job, batch = accounted.job, accounted.batch
+    code, _, signal = job["ExitCode"].partition(":")
+    gpus = re.search(r"gres/gpu=(\d+)", job["AllocTRES"])
+    return Ending(
+        task_id,
+        accounted.state,
+        exit_code=int(code or 0),
+        signal=int(signal or 0),
+        elapsed_s=int(job["ElapsedRaw"] or 0),
+        cpu_s=_seconds(job["TotalCPU"]),
+        cores_s=int(job["CPUTimeRAW"] or 0),
+        memory_mb=_memory(batch.get("MaxRSS", "")),
+        memory_asked_mb=_memory(job["ReqMem"]),
+        gpus=int(gpus[1]) if gpus else 0,
+        node=job["NodeList"].replace("None assigned", ""),
+        partition=job["Partition"],
+        start=job["Start"],
+        end=job["End"],
+    )
+
+
+def usage_record(
+    ending: Ending, asset: str, key: str, said: Mapping[str, Any], prices: tuple[float, float]
+) -> dict[str, Any]:
+    """One line of the cluster's usage: what a task took and what it cost.
+
+    Args:
+        ending: of the task.
+        asset: asset it made.
+        key: partition key.
+        said: what the job itself reported of its use.
+        prices: of a GPU hour and of a CPU hour.
+    """
+    gpu_s = ending.gpus * ending.elapsed_s
+    per_gpu, per_cpu = prices
+    return {
+        "asset": asset,
+        "partition_key": key,
+        "job": ending.task_id,
+        "state": ending.state,
+        "node": ending.node,
+        "partition": ending.partition,
+        "start": ending.start,
+        "end": ending.end,
+        "elapsed_s": ending.elapsed_s,
+        "cpu_s": ending.cpu_s,
+        "core_s": ending.cores_s,
+        "gpu_s": gpu_s,
+        "memory_mb": ending.memory_mb,
+        "memory_asked_mb": ending.memory_asked_mb,
+        "gpu_utilisation": said.get("gpu_utilisation"),
+        "cost": round(gpu_s / 3600 * per_gpu + ending.cores_s / 3600 * per_cpu, 6),
+    }
+
+
+def failure_of(ending: Ending, resources: Resources, log: str, exception: str | None) -> JobFailed:
+    """The typed failure of a task that did not end well.
+
+    Args:
+        ending: how it ended.
+        resources: what it had asked for.
+        log: last bytes of its output.
+        exception: the unexpected error it reported, if any.
+    """
+    kind, remedy = _kind(ending, resources)
+    how = [f"exit code {ending.exit_code}" if not ending.signal else f"signal {ending.signal}"]
+    how.append(f"after {ending.elapsed_s} s")
+    if ending.memory_mb is not None:
+        how.append(f"peak memory {ending.memory_mb:.0f} MiB of {ending.memory_asked_mb or 0:.0f}")
+    if ending.node:
+        how.append(f"on {ending.node}")
+    lines = [line.strip() for line in log.splitlines() if line.strip()][-_TAIL_LINES:]
+    parts = [f"job {ending.task_id} ended {ending.state} ({', '.join(how)})"]
+    if exception:
+        parts.append(exception)
+    if remedy:
+        parts.append(remedy)
+    parts.append(f"last lines: {' | '.join(lines) or 'none'}")
+    return kind("; ".join(parts))
+
+
+def _kind(ending: Ending, resources: Resources) -> tuple[type[JobFailed], str]:
+    state = "OUT_OF_MEMORY" if ending.out_of_memory else ending.state
+    kind, remedy = _FAILURES.get(state, (JobFailed, ""))
+    return kind, remedy.format(mem=resources.mem, time=resources.time_limit)
+
+
+def _seconds(text: str) -> float | None:
+    """`1-02:03:04.500` as seconds."""
+    if not text:
+        return None
+    days, dash, rest = text.rpartition("-")
+    total = 0.0
+    for part in rest.split(":"):
+        total = total * 60 + float(part)
+    return total + (int(days) * 86400 if dash else 0)
+
+
+def _memory(text: str) -> float | None:
+    """`1234K`, `4G` (or `4Gn`, `4Gc` of older releases) as MiB; None when unknown or 0."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)[nc]?", text)
+    if match is None:
+        return None
+    return float(match[1]) * megabytes(f"1{match[2]}") if match[2] else float(match[1]) / 2**20

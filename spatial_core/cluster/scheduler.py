@@ -1,0 +1,206 @@
+"""The scheduler as seen from here: submit, look, cancel. Nothing is concluded from silence."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from spatial_core.cluster.script import Submission
+from spatial_core.cluster.transport import Transport
+from spatial_core.errors import ClusterError, ClusterUnreachable
+
+_RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
+_NOT_NOW = ("Unable to contact slurm controller", "Slurm backup controller", "Zero Bytes were transmitted")
+_RETRY_S = 5.0
+_FIND_S = 20.0  # accounting lags behind by less than a second; a slow controller by its message timeout
+
+
+class UnclearSubmission(ClusterUnreachable):
+    """It is not known whether the cluster took a submission; it has to be looked for by its name."""
+
+
+@dataclass(frozen=True)
+class Queued:
+    """What the queue says of a task: state, reason for waiting, nodes."""
+
+    state: str
+    reason: str
+    nodes: str
+
+
+@dataclass(frozen=True)
+class Accounted:
+    """What accounting says of a task: the row of the job, and that of its batch step, if there is one."""
+
+    job: Mapping[str, str]
+    batch: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def state(self) -> str:
+        """First word: "CANCELLED by 0" is CANCELLED."""
+        return self.job["State"].split()[0]
+
+
+@dataclass
+class Look:
+    """One look at the cluster.
+
+    Args:
+        queue: task id -> row, of everything that is waiting or running.
+        accounts: task id -> rows, of tasks that are not in the queue.
+        lines: task id -> (new offset, whole lines).
+        queue_silent, accounting_silent: why one of them gave no answer.
+    """
+
+    queue: dict[str, Queued] = field(default_factory=dict)
+    accounts: dict[str, Accounted] = field(default_factory=dict)
+    lines: dict[str, tuple[int, str]] = field(default_factory=dict)
+    queue_silent: str | None = None
+    accounting_silent: str | None = None
+
+
+class Scheduler:
+    """A cluster's scheduler.
+
+    Args:
+        transport: the way to it.
+        warn: told when it does not answer.
+        patience_s: seconds to wait for a controller that cannot be reached before a submission fails.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        warn: Callable[[str], None],
+        patience_s: float,
+        pause: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._transport = transport
+        self._warn = warn
+        self._patience_s = patience_s
+        self._pause = pause
+
+    def submit(self, submission: Submission) -> str:
+        """Hand over a submission; waits for a controller that is away.
+
+        Returns:
+            The job id.
+
+        Raises:
+            UnclearSubmission: if it may have been taken but could not be found.
+            ClusterError: if it was refused; the message is sbatch's.
+        """
+        deadline = time.monotonic() + self._patience_s
+        warned = False
+        while True:
+            try:
+                answer = self._transport.ask(submission.request())
+            except ClusterUnreachable as error:
+                return self._found(submission.name, str(error))
+            if "job" in answer:
+                return str(answer["job"])
+            cause = " ".join(str(answer["error"]).split())
+            if answer.get("unclear"):
+                return self._found(submission.name, cause)
+            if not any(text in cause for text in _NOT_NOW) or time.monotonic() > deadline:
+                raise ClusterError(f"sbatch refused the job: {cause.removeprefix('sbatch: error: ')}")
+            if not warned:
+                self._warn(f"the scheduler does not take jobs now ({cause}); trying again every {_RETRY_S:g} s")
+                warned = True
+            self._pause(_RETRY_S)
+
+    def _found(self, name: str, cause: str) -> str:
+        deadline = time.monotonic() + _FIND_S
+        while True:
+            try:
+                jobs = self.find(name)
+            except ClusterError:
+                jobs = []
+            if jobs:
+                return jobs[0]
+            if time.monotonic() > deadline:
+                raise UnclearSubmission(f"{cause}; it is not known whether job {name} was taken")
+            self._pause(2.0)
+
+    def find(self, name: str) -> list[str]:
+        """Job ids of a job name.
+
+        Raises:
+            ClusterError: if queue or accounting does not answer.
+        """
+        answer = self._transport.ask({"do": "find", "name": name})
+        if "error" in answer:
+            raise ClusterError(f"cannot look for job {name}: {answer['error']}")
+        return list(answer["jobs"])
+
+    def look(self, tasks: Mapping[str, tuple[str, int]]) -> Look:
+        """The state of tasks and their new messages.
+
+        Args:
+            tasks: task id -> (message file, bytes of it that were read).
+
+        Raises:
+            ClusterUnreachable: if the cluster could not be asked.
+        """
+        watched = {
+            name: {"job": name.partition("_")[0], "messages": messages, "offset": offset}
+            for name, (messages, offset) in tasks.items()
+        }
+        jobs = sorted({str(task["job"]) for task in watched.values()}, key=int)
+        answer = self._transport.ask({"do": "poll", "jobs": jobs, "tasks": watched})
+        look = Look(queue_silent=answer.get("queue_error"), accounting_silent=answer.get("accounting_error"))
+        for row in answer["queue"]:
+            queued = Queued(*row[1:4])
+            look.queue.update((name, queued) for name in expand(row[0]) if name in tasks)
+        look.accounts = _accounts(answer["accounting"])
+        look.lines = {name: (offset, text) for name, (offset, text) in answer["messages"].items()}
+        return look
+
+    def cancel(self, names: Iterable[str]) -> None:
+        """Cancel jobs or tasks.
+
+        Raises:
+            ClusterError: if scancel could not do it.
+        """
+        wanted = sorted(set(names))
+        if wanted and "error" in (answer := self._transport.ask({"do": "cancel", "jobs": wanted})):
+            raise ClusterError(f"scancel {' '.join(wanted)}: {answer['error']}")
+
+    def tails(self, files: Mapping[str, str], size: int = 2000) -> dict[str, str]:
+        """The last bytes of files beside the scheduler, of those that exist."""
+        return dict(self._transport.ask({"do": "tail", "files": dict(files), "bytes": size})["tails"])
+
+    def remove(self, folder: str, inside: str) -> None:
+        """Delete a job folder.
+
+        Raises:
+            ClusterError: if it is not one.
+        """
+        if "error" in (answer := self._transport.ask({"do": "remove", "folder": folder, "inside": inside})):
+            raise ClusterError(str(answer["error"]))
+
+
+def expand(name: str) -> list[str]:
+    """Task ids of a queue row: `12_[3-5,9%2]` stands for the pending tasks 12_3, 12_4, 12_5 and 12_9."""
+    job, bracket, rest = name.partition("_[")
+    if not bracket:
+        return [name]
+    names = []
+    for first, last, step in _RANGE.findall(rest.partition("%")[0]):
+        names += [f"{job}_{index}" for index in range(int(first), int(last or first) + 1, int(step or 1))]
+    return names
+
+
+def _accounts(rows: Iterable[Mapping[str, str]]) -> dict[str, Accounted]:
+    """Rows by task id; steps other than the batch step are left out."""
+    jobs: dict[str, Mapping[str, str]] = {}
+    batches: dict[str, Mapping[str, str]] = {}
+    for row in rows:
+        name, _, step = row["JobID"].partition(".")
+        if not step:
+            jobs.update((task, row) for task in expand(name))
+        elif step == "batch":
+            batches[name] = row
+    return {name: Accounted(row, batches.get(name, {})) for name, row in jobs.items()}

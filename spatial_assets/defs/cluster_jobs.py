@@ -18,9 +18,23 @@ _TERMINATED = {dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED}
 _RETRY_OF = "dagster/parent_run_id"
 
 
+# One run has one kind of partition, so there is a job for each. They are for the sensor alone.
+JOBS = {
+    partition: dg.define_asset_job(
+        f"follow_{partition or 'single'}",
+        selection=dg.AssetSelection.assets(
+            *[kind.name for kind in CATALOGUE.values() if kind.stage and kind.partition == partition]
+        ),
+        description="Run by the cluster_jobs sensor: follows jobs whose own run was lost.",
+    )
+    for partition in ("tar", "drop", None)
+}
+follow_jobs = list(JOBS.values())
+
+
 @dg.sensor(
     name="cluster_jobs",
-    target=dg.AssetSelection.all(),
+    jobs=follow_jobs,
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
     description=(
@@ -63,16 +77,18 @@ def _requests(
 ) -> list[dg.RunRequest]:
     """A run of the tasks' partitions, as one range where they are neighbours; asked for once for each lost run."""
     keys = [task.key for task in tasks]
-    selection = [dg.AssetKey(submission.asset)]
     name = f"{submission.name}/{submission.run_id}"
     partition = CATALOGUE[submission.asset].partition
+    job = JOBS[partition].name
+    selection = [dg.AssetKey(submission.asset)]
     known = instance.get_dynamic_partitions(partition) if partition else []
     first = known.index(keys[0]) if keys[0] in known else 0
     if len(keys) > 1 and list(known[first : first + len(keys)]) == keys:
         tags = dict(zip(RANGE_TAGS, (keys[0], keys[-1]), strict=True))
-        return [dg.RunRequest(run_key=name, asset_selection=selection, tags=tags)]
+        return [dg.RunRequest(run_key=name, job_name=job, asset_selection=selection, tags=tags)]
     return [
-        dg.RunRequest(run_key=f"{name}/{key}", asset_selection=selection, partition_key=key or None) for key in keys
+        dg.RunRequest(f"{name}/{key}", job_name=job, asset_selection=selection, partition_key=key or None)
+        for key in keys
     ]
 
 

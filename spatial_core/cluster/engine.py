@@ -43,6 +43,7 @@ from spatial_core.storage.provenance import artifact_digest, read_manifest
 _INTENT_S = 60.0  # a submission without a job id that nobody holds: how long its job may still turn up
 _SETTLE_S = 20.0  # for reports and artifacts to be seen through a network file system after the job has ended
 _TASKS_A_JOB = 1000  # SLURM's default MaxArraySize is 1001
+_PATIENCE = 1.3  # factor by which looks grow rarer while nothing happens
 _RESUMPTIONS = 50  # of a job that saved its pieces before its time limit; each has got further
 
 
@@ -151,7 +152,7 @@ class Engine:
             self._pause(interval)
             look = self._look()
             changed = look is not None and self._note(look)
-            interval = self._compute.poll_s if changed else min(interval * 1.5, self._compute.poll_max_s)
+            interval = self._compute.poll_s if changed else min(interval * _PATIENCE, self._compute.poll_max_s)
             if look is not None:
                 yield from self._judge(look)
         self._ledger.settle(self._settled)
@@ -332,7 +333,7 @@ class Engine:
                 ending = Ending(task, "VANISHED")
             else:
                 continue
-            if task in look.lines:
+            if task in look.lines and not watch.said.closed:
                 continue  # more may be waiting behind what was just read
             verdict = self._verdict(watch, ending)
             if verdict is None:

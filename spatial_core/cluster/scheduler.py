@@ -105,7 +105,7 @@ class Scheduler:
             if answer.get("unclear"):
                 return self._found(submission.name, cause)
             if not any(text in cause for text in _NOT_NOW) or time.monotonic() > deadline:
-                raise ClusterError(f"sbatch refused the job: {cause.removeprefix('sbatch: error: ')}")
+                raise ClusterError(f"sbatch refused the job: {cause.replace('sbatch: error: ', '')}")
             if not warned:
                 self._warn(f"the scheduler does not take jobs now ({cause}); trying again every {_RETRY_S:g} s")
                 warned = True

@@ -6,16 +6,23 @@ the settings are read.
 
 from __future__ import annotations
 
+from datetime import time
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, StringConstraints, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PositiveFloat, PositiveInt, StringConstraints, model_validator
 
 from spatial_core.config.sections import Section
 
+
+def _as_text(value: Any) -> Any:
+    """TOML reads 04:00:00 without quotes as a time of day."""
+    return value.isoformat() if isinstance(value, time) else value
+
+
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,@:+-]*$", max_length=200)]
 Memory = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*[KMGT]?$")]
-TimeLimit = Annotated[str, StringConstraints(pattern=r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$")]
+TimeLimit = Annotated[str, BeforeValidator(_as_text), StringConstraints(pattern=r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$")]
 Gpus = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][A-Za-z0-9_.-]*:)?[1-9]\d*|0)$")]
 Option = Annotated[str, StringConstraints(pattern=r"^--[a-z][a-z-]*(=[A-Za-z0-9_.,:/@%+\[\]-]+)?$", max_length=200)]
 # Options that would break what the platform promises: which folder, log, array, environment or end of a job it sees.
@@ -27,6 +34,8 @@ _OWN_OPTIONS = (
 
 class ResourcesSection(Section):
     """What the jobs of one asset may use; a key left unset keeps the asset's default."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)
 
     partition: Name | None = Field(None, description="partition, or several separated by commas")
     account: Name | None = Field(None, description="account that is charged")

@@ -62,6 +62,7 @@ class Said:
         usage: what the last attempt used.
         exception: an unexpected failure, one line.
         attempts: times the job was started.
+        closed: the last attempt has said all it had to say.
     """
 
     report: dict[str, Any] | None = None
@@ -70,6 +71,7 @@ class Said:
     usage: Mapping[str, Any] = field(default_factory=dict)
     exception: str | None = None
     attempts: int = 0
+    closed: bool = False
 
     def take(self, line: str) -> tuple[int, str] | None:
         """Read one line; returns level and text when it is a log line.
@@ -82,6 +84,7 @@ class Said:
             method, params = message["method"], message["params"] or {}
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"not a Pipes message: {line[:200]!r} ({error})") from error
+        self.closed = method == "closed"
         if method == "opened":
             self.attempts += 1
             self.report = self.failure = self.interrupted = self.exception = None

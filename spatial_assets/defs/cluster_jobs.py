@@ -4,6 +4,8 @@ finished is left unrecorded, and nothing is computed twice for it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dagster as dg
 
 from spatial_assets.compute.cluster import scheduler_for
@@ -103,7 +105,8 @@ def _cancel(
     scheduler = scheduler_for(settings, context.log.warning)
     try:
         jobs = [submission.job] if submission.job else scheduler.find(submission.name)
-        scheduler.cancel(f"{job}_{task.index}" for job in jobs for task in tasks)
+        sent = [replace(submission, job=job) for job in jobs]
+        scheduler.cancel(TaskRecord(record, task.index).task_id for record in sent for task in tasks)
     except ClusterError as error:
         context.log.warning(f"jobs of the terminated run {submission.run_id} could not be cancelled yet: {error}")
         return

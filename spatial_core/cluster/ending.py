@@ -73,6 +73,8 @@ class Ending:
         memory_mb: peak resident memory, MiB; None where accounting does not know.
         memory_asked_mb: memory it had asked for, MiB.
         gpus: GPUs allocated.
+        nodes: nodes allocated.
+        tres: everything allocated, as accounting writes it.
         node: where it ran.
         partition: which partition it ran in.
         start, end: as accounting writes them.
@@ -88,6 +90,8 @@ class Ending:
     memory_mb: float | None = None
     memory_asked_mb: float | None = None
     gpus: int = 0
+    nodes: int = 0
+    tres: str = ""
     node: str = ""
     partition: str = ""
     start: str = ""
@@ -108,6 +112,7 @@ def ending_of(task_id: str, accounted: Accounted) -> Ending:
     job, batch = accounted.job, accounted.batch
     code, _, signal = job["ExitCode"].partition(":")
     gpus = re.search(r"gres/gpu=(\d+)", job["AllocTRES"])
+    nodes = re.search(r"node=(\d+)", job["AllocTRES"])
     return Ending(
         task_id,
         accounted.state,
@@ -119,6 +124,8 @@ def ending_of(task_id: str, accounted: Accounted) -> Ending:
         memory_mb=_memory(batch.get("MaxRSS", "")),
         memory_asked_mb=_memory(job["ReqMem"]),
         gpus=int(gpus[1]) if gpus else 0,
+        nodes=int(nodes[1]) if nodes else 0,
+        tres=job["AllocTRES"],
         node=job["NodeList"].replace("None assigned", ""),
         partition=job["Partition"],
         start=job["Start"],

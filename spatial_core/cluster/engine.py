@@ -23,7 +23,7 @@ from spatial_core.cluster.identity import identity
 from spatial_core.cluster.ledger import Ledger, SubmissionRecord, TaskRecord, now
 from spatial_core.cluster.resources import Resources, resources_for
 from spatial_core.cluster.scheduler import Look, Scheduler, UnclearSubmission
-from spatial_core.cluster.script import log_file, render
+from spatial_core.cluster.script import Submission, log_file, render
 from spatial_core.config.settings import Settings
 from spatial_core.errors import (
     ArtifactError,
@@ -65,13 +65,14 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class Done:
-    """How one call ended: report or error, and the accounting of its last attempt."""
+    """How one call ended: report or error, the accounting of its last attempt, and the log of one that failed."""
 
     key: str
     report: Report | None = None
     error: SpatialError | None = None
     ending: Ending | None = None
     usage: Mapping[str, Any] = field(default_factory=dict)
+    log: str = ""
 
 
 @dataclass
@@ -82,7 +83,7 @@ class _Watch:
     call: StageCall
     resources: Resources
     own: bool
-    said: Said = field(default_factory=Said)
+    said: Said
     offset: int = 0
     state: str = ""
     absent_since: float | None = None
@@ -91,6 +92,10 @@ class _Watch:
     @property
     def messages(self) -> str:
         return f"{self.record.submission.folder}/messages/{self.record.index}.jsonl"
+
+    @property
+    def log(self) -> str:
+        return log_file(self.record.submission.folder, self.record.index)
 
 
 class Engine:
@@ -104,6 +109,8 @@ class Engine:
         python: interpreter on the nodes.
         run_id: Dagster run that asks.
         job_name: its Dagster job.
+        rendered: makes a submission of calls, as `script.render` does.
+        heard: makes what takes in the messages of one task.
         pause: waits; replaced in tests.
     """
 
@@ -117,6 +124,8 @@ class Engine:
         python: Path,
         run_id: str,
         job_name: str = "__ASSET_JOB",
+        rendered: Callable[..., Submission] = render,
+        heard: Callable[[], Said] = Said,
         pause: Callable[[float], None] = time.sleep,
     ) -> None:
         self._settings = settings
@@ -127,6 +136,8 @@ class Engine:
         self._python = python
         self._run_id = run_id
         self._job_name = job_name
+        self._rendered = rendered
+        self._heard = heard
         self._pause = pause
         self._ledger = Ledger(settings.jobs_dir)
         self._open: dict[str, _Watch] = {}
@@ -178,10 +189,10 @@ class Engine:
                 keys = missing[begin : begin + _TASKS_A_JOB]
                 record = self._submit({key: calls[key] for key in keys}, identities, resources)
                 for index, key in enumerate(keys):
-                    self._open[key] = _Watch(TaskRecord(record, index), calls[key], resources, own=True)
+                    self._open[key] = _Watch(TaskRecord(record, index), calls[key], resources, True, self._heard())
             for key, task in self._taken_over(found).items():
                 own = task.submission.run_id == self._run_id
-                self._open[key] = _Watch(task, calls[key], resources, own=own)
+                self._open[key] = _Watch(task, calls[key], resources, own, self._heard())
 
     def _taken_over(self, found: Mapping[str, TaskRecord]) -> dict[str, TaskRecord]:
         """Tasks to follow; those whose own run has ended are this run's from now on."""
@@ -198,7 +209,7 @@ class Engine:
         self, calls: dict[str, StageCall], identities: Mapping[str, str], resources: Resources
     ) -> SubmissionRecord:
         name = f"spatial-{self._asset.replace('_', '-')}-{uuid.uuid4().hex[:10]}"
-        submission = render(
+        submission = self._rendered(
             self._asset, calls, resources, self._settings,
             name=name, python=self._python, run_id=self._run_id, job_name=self._job_name,
         )  # fmt: skip
@@ -346,7 +357,7 @@ class Engine:
                 continue
             if watch.own:
                 self._finished[watch.record.submission.name][verdict.report is not None] += 1
-            yield verdict
+            yield verdict if verdict.error is None else replace(verdict, log=watch.log)
         for resources, calls in again.items():
             self._ledger.settle(self._settled)
             self._settled.clear()
@@ -418,9 +429,8 @@ class Engine:
         return stronger
 
     def _tail(self, watch: _Watch) -> str:
-        path = log_file(watch.record.submission.folder, watch.record.index)
         try:
-            return self._scheduler.tails({"log": path}).get("log", "")
+            return self._scheduler.tails({"log": watch.log}).get("log", "")
         except ClusterError as error:
             return f"(its log could not be read: {error})"
 

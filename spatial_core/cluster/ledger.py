@@ -59,8 +59,9 @@ class TaskRecord:
 
     @property
     def task_id(self) -> str:
-        """As the scheduler names it."""
-        return f"{self.submission.job}_{self.index}"
+        """As the scheduler names it: a task of an array by its place, a plain job by its number alone."""
+        array = len(self.submission.keys) > 1
+        return f"{self.submission.job}_{self.index}" if array else str(self.submission.job)
 
 
 class Ledger:

@@ -1,6 +1,7 @@
 """What is handed to sbatch: one script, its options and the files of its tasks. Rendering submits nothing.
 
-The script is the same for all tasks of an array; what differs lies in the task files. Options are an argument list that
+Several calls become the tasks of a job array, a single one a plain job. The script is the same for all tasks; what
+differs lies in the task files. Options are an argument list that
 no shell reads, and every text that the script contains is quoted, has a pattern in the settings, or is one of the
 user's own `setup` lines.
 """
@@ -61,8 +62,8 @@ class Submission:
         return f"{self.folder}/messages/{index}.jsonl"
 
 
-def log_file(folder: str, index: int) -> str:
-    """Output of a task."""
+def log_file(folder: str, index: int | str) -> str:
+    """Output of a task; `%a` stands for each task of an array."""
     return f"{folder}/logs/{index}.log"
 
 
@@ -77,7 +78,7 @@ def render(
     run_id: str,
     job_name: str = "__ASSET_JOB",
 ) -> Submission:
-    """Render the job array for some partition keys of an asset.
+    """Render the job array for some partition keys of an asset, or the plain job for a single one.
 
     Args:
         asset: its name.
@@ -109,12 +110,12 @@ def render(
         f"--job-name={name}",
         f"--comment=spatial {asset} {run_id}",
         f"--chdir={folder}",
-        f"--output={log_file(folder, 0).replace('/0.log', '/%a.log')}",
+        f"--output={log_file(folder, '%a' if len(keys) > 1 else 0)}",
         "--open-mode=append",
         "--export=ALL",  # of an environment that `beside_scheduler` has cleared of everything else
         "--requeue",
         *_end_signal(compute.end_signal_s, resources),
-        f"--array=0-{len(keys) - 1}%{resources.max_parallel}",
+        *([f"--array=0-{len(keys) - 1}%{resources.max_parallel}"] if len(keys) > 1 else []),
         *resources.options(),
     )
     return Submission(name, folder, options, files, keys)

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PORT ?= 3000
 export DAGSTER_HOME := $(CURDIR)/dagster_home
 
-.PHONY: help demo test dev bench lint clean-demo
+.PHONY: help demo test dev bench lint slurm-up slurm-down clean-demo
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test    the test suite with coverage"
 	@echo "make bench   every stage beside its reference method"
 	@echo "make lint    ruff, mypy, import contracts"
+	@echo "make slurm-up, make slurm-down   a real SLURM on this machine, as the tests use it (Debian, root)"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -35,7 +36,13 @@ dev: $(VENV)/.installed
 	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(PYTEST_ARGS)
+	$(BIN)/python -m tests.run $(PYTEST_ARGS)
+
+slurm-up: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.slurm.cluster up
+
+slurm-down: $(VENV)/.installed-dev
+	@$(BIN)/python -m tests.slurm.cluster down
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+PART_VARIABLE = "SPATIAL_TEST_PART"
+"""`slurm` keeps only what lies in tests/slurm, `rest` only what does not; unset keeps everything (see tests/run.py)."""
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
@@ -15,6 +18,17 @@ def real_data() -> Path:
     if not named:
         pytest.skip("SPATIAL_REAL_DATA is unset: it names the folder with buildings/0201.tar and 0202.tar")
     return Path(named).resolve()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the half of the suite that this process is for."""
+    part = os.environ.get(PART_VARIABLE)
+    if part is None:
+        return
+    on_cluster = {item for item in items if item.path.is_relative_to(Path(__file__).parent / "slurm")}
+    dropped = [item for item in items if (item in on_cluster) != (part == "slurm")]
+    config.hook.pytest_deselected(items=dropped)
+    items[:] = [item for item in items if (item in on_cluster) == (part == "slurm")]
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

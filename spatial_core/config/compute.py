@@ -22,13 +22,15 @@ def _as_text(value: Any) -> Any:
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.,@:+-]*$", max_length=200)]
 Memory = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*[KMGT]?$")]
-TimeLimit = Annotated[str, BeforeValidator(_as_text), StringConstraints(pattern=r"^(\d+-)?\d{1,3}(:\d{2}){0,2}$")]
+TimeLimit = Annotated[str, BeforeValidator(_as_text), StringConstraints(pattern=r"^(\d+-)?\d{1,6}(:\d{2}){0,2}$")]
 Gpus = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][A-Za-z0-9_.-]*:)?[1-9]\d*|0)$")]
 Option = Annotated[str, StringConstraints(pattern=r"^--[a-z][a-z-]*(=[A-Za-z0-9_.,:/@%+\[\]-]+)?$", max_length=200)]
-# Options that would break what the platform promises: which folder, log, array, environment or end of a job it sees.
+# Options that would break what the platform promises: which cluster, folder, log, array, environment or end of a job it
+# sees, and that sbatch answers with a job id. sbatch takes abbreviations, so those of these are refused too.
 _OWN_OPTIONS = (
-    "--array", "--chdir", "--comment", "--error", "--export", "--job-name", "--output", "--parsable", "--requeue",
-    "--no-requeue", "--signal", "--wrap", "--wait", "--export-file", "--open-mode", "--test-only",
+    "--array", "--chdir", "--clusters", "--comment", "--error", "--export", "--export-file", "--help", "--job-name",
+    "--no-requeue", "--open-mode", "--output", "--parsable", "--quiet", "--requeue", "--signal", "--test-only",
+    "--usage", "--version", "--wait", "--wrap",
 )  # fmt: skip
 
 
@@ -55,7 +57,7 @@ class ResourcesSection(Section):
     @model_validator(mode="after")
     def _no_own_options(self) -> Self:
         for option in self.extra or ():
-            if option.partition("=")[0] in _OWN_OPTIONS:
+            if any(own.startswith(option.partition("=")[0]) for own in _OWN_OPTIONS):
                 raise ValueError(f"extra option {option} is set by the platform itself")
         return self
 

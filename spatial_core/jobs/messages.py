@@ -81,22 +81,22 @@ class Said:
         """
         try:
             message = json.loads(line)
-            method, params = message["method"], message["params"] or {}
-        except (ValueError, KeyError, TypeError) as error:
+            return self._take(message["method"], message["params"] or {})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"not a Pipes message: {line[:200]!r} ({error})") from error
+
+    def _take(self, method: str, params: dict[str, Any]) -> tuple[int, str] | None:
         self.closed = method == "closed"
+        if method == "log":
+            return _LEVELS.get(str(params["level"]).upper(), 20), str(params["message"])
         if method == "opened":
             self.attempts += 1
             self.report = self.failure = self.interrupted = self.exception = None
-        elif method == "log":
-            return _LEVELS.get(str(params["level"]).upper(), 20), str(params["message"])
         elif method == "report_custom_message":
-            self._take_custom(params["payload"])
+            payload: dict[str, Any] = params["payload"]
+            for name in ("report", "failure", "interrupted", "usage"):
+                if payload.get(name) is not None:
+                    setattr(self, name, payload[name])
         elif method == "closed" and (exception := params.get("exception")):
-            self.exception = f"{exception['name']}: {exception['message']}"
+            self.exception = " ".join(str(exception["message"]).split())  # it begins with the type
         return None
-
-    def _take_custom(self, payload: dict[str, Any]) -> None:
-        for name in ("report", "failure", "interrupted", "usage"):
-            if name in payload:
-                setattr(self, name, payload[name])

@@ -60,6 +60,8 @@ def rendered(settings: Settings, asset: str, keys: list[str]) -> Submission:
         keys = known_keys(settings, kind.partition)
         if not keys:
             raise ConfigError(f"no {kind.partition} is known yet; name one with --partition")
+    if "" in keys:
+        raise ConfigError(f"{asset} has a partition key, so --partition must not be empty")
     calls = {key: kind.call(settings, key) for key in keys or [""]}
     resources = resources_for(settings.compute, asset)
     return render(

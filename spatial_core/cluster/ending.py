@@ -109,10 +109,9 @@ class Ending:
 
 def ending_of(task_id: str, accounted: Accounted) -> Ending:
     """Read the accounting rows of a task that has ended."""
-    job, batch = accounted.job, accounted.batch
+    job = accounted.job
     code, _, signal = job["ExitCode"].partition(":")
-    gpus = re.search(r"gres/gpu=(\d+)", job["AllocTRES"])
-    nodes = re.search(r"node=(\d+)", job["AllocTRES"])
+    cores = _allocated(job, "cpu")
     return Ending(
         task_id,
         accounted.state,
@@ -121,10 +120,10 @@ def ending_of(task_id: str, accounted: Accounted) -> Ending:
         elapsed_s=int(job["ElapsedRaw"] or 0),
         cpu_s=_seconds(job["TotalCPU"]),
         cores_s=int(job["CPUTimeRAW"] or 0),
-        memory_mb=_memory(batch.get("MaxRSS", "")),
-        memory_asked_mb=_memory(job["ReqMem"]),
-        gpus=int(gpus[1]) if gpus else 0,
-        nodes=int(nodes[1]) if nodes else 0,
+        memory_mb=max(filter(None, (_memory(step["MaxRSS"], 1) for step in accounted.steps)), default=None),
+        memory_asked_mb=_memory(job["ReqMem"], cores),
+        gpus=_allocated(job, "gres/gpu"),
+        nodes=_allocated(job, "node"),
         tres=job["AllocTRES"],
         node=job["NodeList"].replace("None assigned", ""),
         partition=job["Partition"],
@@ -199,9 +198,15 @@ def _kind(ending: Ending, resources: Resources) -> tuple[type[JobFailed], str]:
     return kind, remedy.format(mem=resources.mem, time=resources.time_limit)
 
 
+def _allocated(job: Mapping[str, str], resource: str) -> int:
+    """What AllocTRES, `billing=8,cpu=8,gres/gpu:h100=1,gres/gpu=1,mem=32G`, has of a resource."""
+    amounts = dict(part.partition("=")[::2] for part in job["AllocTRES"].split(","))
+    return int(amounts.get(resource, 0))
+
+
 def _seconds(text: str) -> float | None:
-    """`1-02:03:04.500` as seconds."""
-    if not text:
+    """`1-02:03:04.500` as seconds; None when unknown."""
+    if not re.fullmatch(r"(\d+-)?(\d+:)*\d+(\.\d+)?", text):
         return None
     days, dash, rest = text.rpartition("-")
     total = 0.0
@@ -210,9 +215,10 @@ def _seconds(text: str) -> float | None:
     return total + (int(days) * 86400 if dash else 0)
 
 
-def _memory(text: str) -> float | None:
-    """`1234K`, `4G` (or `4Gn`, `4Gc` of older releases) as MiB; None when unknown or 0."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)[nc]?", text)
-    if match is None:
+def _memory(text: str, cores: int) -> float | None:
+    """`1234K`, `4G` (or `4Gn` a node, `4Gc` a core of older releases) as MiB; None when unknown or 0."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)([nc]?)", text)
+    if match is None or not float(match[1]):
         return None
-    return float(match[1]) * megabytes(f"1{match[2]}") if match[2] else float(match[1]) / 2**20
+    amount = float(match[1]) * megabytes(f"1{match[2]}") if match[2] else float(match[1]) / 2**20
+    return amount * cores if match[3] == "c" else amount

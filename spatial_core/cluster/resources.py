@@ -69,7 +69,7 @@ class Resources:
 
     def with_more_memory(self, factor: float) -> Resources:
         """For a task that ran out of memory."""
-        return replace(self, mem=f"{round(megabytes(self.mem) * factor)}M")
+        return replace(self, mem=f"{max(1, round(megabytes(self.mem) * factor))}M")
 
     def with_more_time(self, factor: float) -> Resources:
         """For a task that ran out of time."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -32,15 +33,15 @@ class Queued:
 
 @dataclass(frozen=True)
 class Accounted:
-    """What accounting says of a task: the row of the job, and that of its batch step, if there is one."""
+    """What accounting says of a task: the row of the job, and those of its steps, where processes are counted."""
 
     job: Mapping[str, str]
-    batch: Mapping[str, str] = field(default_factory=dict)
+    steps: tuple[Mapping[str, str], ...] = ()
 
     @property
     def state(self) -> str:
         """First word: "CANCELLED by 0" is CANCELLED."""
-        return self.job["State"].split()[0]
+        return self.job["State"].partition(" ")[0]
 
 
 @dataclass
@@ -194,13 +195,13 @@ def expand(name: str) -> list[str]:
 
 
 def _accounts(rows: Iterable[Mapping[str, str]]) -> dict[str, Accounted]:
-    """Rows by task id; steps other than the batch step are left out."""
+    """Rows by task id."""
     jobs: dict[str, Mapping[str, str]] = {}
-    batches: dict[str, Mapping[str, str]] = {}
+    steps: defaultdict[str, list[Mapping[str, str]]] = defaultdict(list)
     for row in rows:
-        name, _, step = row["JobID"].partition(".")
-        if not step:
+        name, dot, _ = row["JobID"].partition(".")
+        if dot:
+            steps[name].append(row)
+        else:
             jobs.update((task, row) for task in expand(name))
-        elif step == "batch":
-            batches[name] = row
-    return {name: Accounted(row, batches.get(name, {})) for name, row in jobs.items()}
+    return {name: Accounted(row, tuple(steps.get(name, ()))) for name, row in jobs.items()}

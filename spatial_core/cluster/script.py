@@ -1,9 +1,8 @@
 """What is handed to sbatch: one script, its options and the files of its tasks. Rendering submits nothing.
 
 Several calls become the tasks of a job array, a single one a plain job. The script is the same for all tasks; what
-differs lies in the task files. Options are an argument list that
-no shell reads, and every text that the script contains is quoted, has a pattern in the settings, or is one of the
-user's own `setup` lines.
+differs lies in the task files. Options are an argument list that no shell reads, and every text that the script
+contains is quoted, has a pattern in the settings, or is one of the user's own `setup` lines.
 """
 
 from __future__ import annotations
@@ -48,18 +47,24 @@ class Submission:
     keys: tuple[str, ...]
 
     def request(self) -> dict[str, Any]:
-        """For `beside_scheduler`."""
+        """For `beside_scheduler`.
+
+        Message files are made beforehand: a network file system may go on denying for a while a file that was looked
+        for before it existed.
+        """
+        messages = {f"messages/{index}.jsonl": "" for index in range(len(self.keys))}
         return {
             "do": "submit",
             "folder": self.folder,
             "options": list(self.options),
-            "files": dict(self.files),
-            "folders": ["messages", "logs"],
+            "files": {**self.files, **messages},
+            "folders": ["logs"],
         }
 
-    def messages(self, index: int) -> str:
-        """Message file of a task."""
-        return f"{self.folder}/messages/{index}.jsonl"
+
+def message_file(folder: str, index: int) -> str:
+    """Where a task says how it fares."""
+    return f"{folder}/messages/{index}.jsonl"
 
 
 def log_file(folder: str, index: int | str) -> str:
@@ -104,13 +109,13 @@ def render(
     (stage,) = {call.stage for call in calls.values()}
     files = {"job.sh": _script(stage, resources, compute, folder, python)}
     for index, key in enumerate(keys):
-        environment = pipes_environment(asset, key, run_id, job_name, f"{folder}/messages/{index}.jsonl")
+        environment = pipes_environment(asset, key, run_id, job_name, message_file(folder, index))
         files[f"tasks/{index}.json"] = Task(calls[key], environment, compute.scratch, requeue=True).to_json()
     options = (
         f"--job-name={name}",
         f"--comment=spatial {asset} {run_id}",
         f"--chdir={folder}",
-        f"--output={log_file(folder, '%a' if len(keys) > 1 else 0)}",
+        f"--output={log_file(folder.replace('%', '%%'), '%a' if len(keys) > 1 else 0)}",
         "--open-mode=append",
         "--export=ALL",  # of an environment that `beside_scheduler` has cleared of everything else
         "--requeue",

@@ -84,3 +84,15 @@ class NodeFailed(JobFailed):
 
 class JobVanished(JobFailed):
     """Neither the queue nor the accounting knows the job any more."""
+
+
+class Interrupted(SpatialError):
+    """A stage was asked to stop and did so between two pieces; running it again goes on from there."""
+
+
+class StorageFull(SpatialError):
+    """There is no space left in a folder that an artifact is written in."""
+
+
+class RankLost(SpatialError):
+    """Another process of a training run over several processes is gone, so that this one cannot go on."""

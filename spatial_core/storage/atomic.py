@@ -1,7 +1,8 @@
 """Writing so that a reader, or a rerun after `kill -9`, never sees half an artifact.
 
 Everything is written under a temporary name beside its destination and renamed once complete and flushed. The names
-start with a dot, so globs, DuckDB and pyarrow datasets pass over them.
+start with a dot, so globs, DuckDB and pyarrow datasets pass over them. A job that uses node-local scratch writes there
+first and copies the complete file to that temporary name, so that it appears in the same one step, with the same bytes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from spatial_core.errors import ArtifactBusy
+from spatial_core.storage.scratch import naming_a_full_disk, working_path
 
 _MARK = ".partial"
 
@@ -42,17 +44,31 @@ def _sync_file(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary path; on success it is flushed and replaces `path`, on any error it is removed."""
+def atomic_file(path: Path, *, scratch: bool = True) -> Iterator[Path]:
+    """Yield a temporary path; on success it is flushed and replaces `path`, on any error it is removed.
+
+    Args:
+        path: where the file is to appear.
+        scratch: whether the temporary path may lie in node-local scratch; not worth it for a few kilobytes.
+
+    Raises:
+        StorageFull: if there is no space left in scratch or beside `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
+    work = working_path(temporary) if scratch else temporary
     try:
-        yield temporary
-        _sync_file(temporary)
+        with naming_a_full_disk(work.parent, path.name):
+            yield work
+        with naming_a_full_disk(path.parent, path.name):
+            if work != temporary:
+                shutil.copyfile(work, temporary)
+            _sync_file(temporary)
         temporary.replace(path)
         _sync_directory(path.parent)
     finally:
-        temporary.unlink(missing_ok=True)
+        for left in {work, temporary}:
+            left.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -61,15 +77,23 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
     POSIX cannot swap two full folders in one step without `renameat2`, so between two renames `path` is absent for an
     instant; a process killed there leaves the previous folder under a dotted name and the stage is simply rerun.
+
+    Raises:
+        StorageFull: if there is no space left in scratch or beside `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    temporary.mkdir()
+    work = working_path(temporary)
+    work.mkdir()
     try:
-        yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                _sync_file(file)
+        with naming_a_full_disk(work.parent, path.name):
+            yield work
+        with naming_a_full_disk(path.parent, path.name):
+            if work != temporary:
+                shutil.copytree(work, temporary, symlinks=True, copy_function=shutil.copyfile)
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _sync_file(file)
         retired = _temporary(path)
         if path.exists():
             path.replace(retired)
@@ -77,12 +101,13 @@ def atomic_directory(path: Path) -> Iterator[Path]:
         _sync_directory(path.parent)
         shutil.rmtree(retired, ignore_errors=True)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for left in {work, temporary}:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def write_json(path: Path, record: Any) -> None:
     """Write `record` as sorted, indented JSON, atomically."""
-    with atomic_file(path) as temporary:
+    with atomic_file(path, scratch=False) as temporary:
         temporary.write_text(json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 

@@ -29,6 +29,7 @@ from spatial_core.storage.digests import sha256_file
 from spatial_core.storage.hardware import usable_cores
 from spatial_core.storage.parquet import parquet_sink
 from spatial_core.storage.provenance import FOOTER_KEY, Provenance, finished, record_artifact, stage_key
+from spatial_core.storage.scratch import working_path
 from spatial_core.street_view.member_checks import (
     Fault,
     Finding,
@@ -86,9 +87,8 @@ def ingest_tar(tar: Path, output_dir: Path, settings: Settings, progress: Progre
             start = time.monotonic()
             # The rejects are published before the rows and the manifest last: killed in between, the stage reruns.
             with parquet_sink(artifact, schemas.INTERMEDIATES) as row_writer:
-                overflow = artifact.with_name(
-                    f".{artifact.name}.waiting.partial"
-                )  # swept by `exclusive` if left behind
+                # Swept by `exclusive` if left behind.
+                overflow = working_path(artifact.with_name(f".{artifact.name}.waiting.partial"))
                 with parquet_sink(rejects_file, schemas.REJECTS) as reject_writer, WaitingHalves(overflow) as waiting:
                     size = settings.process_tar.row_group_size
                     rows = TableBuffer(row_writer, schemas.INTERMEDIATES, size)

@@ -20,7 +20,7 @@ import pytest
 
 from spatial_core import schemas
 from spatial_core.config.settings import Settings
-from spatial_core.errors import ArtifactBusy, ArtifactError, InputError
+from spatial_core.errors import ArtifactBusy, ArtifactError, InputError, StorageFull
 from spatial_core.report import Report
 from spatial_core.storage.atomic import exclusive
 from spatial_core.storage.digests import sha256_file
@@ -459,7 +459,7 @@ def test_an_encoder_that_fails_fails_the_stage(shards: Path, tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StorageFull, match=r"no space left for test\.parquet"):
         merge_splits(shards, tmp_path / "merged", settings())
     assert not (tmp_path / "merged").exists()
 

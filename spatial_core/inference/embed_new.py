@@ -14,6 +14,7 @@ from spatial_core.config.settings import Settings
 from spatial_core.inference.dataset import dataset_folder, discard, read_state
 from spatial_core.inference.embedding_run import EmbeddingRun
 from spatial_core.inference.request import CODE_VERSION, STAGE, choose_root, read_request, refuse_foreign
+from spatial_core.interruption import resumable
 from spatial_core.report import Progress, Report, silent
 from spatial_core.storage.atomic import exclusive
 from spatial_core.storage.provenance import finished, manifest_path, read_manifest, record_artifact
@@ -46,10 +47,11 @@ def embed_parquet(
         InputError: if the drop is not readable; parts before a damaged place are kept.
         ModelError, DigestMismatch: if the model cannot be trusted, see `load_published`.
         ArtifactBusy: if another process writes this data set.
+        Interrupted: if this process was asked to stop; finished parts are kept.
     """
     started = time.monotonic()
     place = dataset_folder(output_dir)
-    with exclusive(place):
+    with exclusive(place), resumable():
         successor = place.with_name(f".{place.name}.next")
         if not place.exists() and successor.exists():
             successor.replace(place)  # a run was killed between the two renames at its end

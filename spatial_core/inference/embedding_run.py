@@ -24,6 +24,7 @@ from spatial_core.images.decode import ImageError
 from spatial_core.inference.dataset import DataSet, Part, PartSummary, Rejected, Totals, rejects_table
 from spatial_core.inference.drop import ID_COLUMN, Chunk, image_buffers, read_chunks, validity
 from spatial_core.inference.request import CODE_VERSION, STAGE, Request
+from spatial_core.interruption import stop_here
 from spatial_core.publishing.loading import PublishedModel, load_published
 from spatial_core.report import Progress, Report
 from spatial_core.storage.hardware import usable_cores
@@ -128,6 +129,7 @@ class EmbeddingRun:
         Raises:
             InputError: if the drop is damaged; parts before that place are kept, and their rejects gathered.
             ModelError: if the model fails, or gives vectors that are not of unit length.
+            Interrupted: if this process was asked to stop.
         """
         self._save_state()
         progress(self._totals.rows_in, self._request.rows, "embedding new images")
@@ -141,6 +143,7 @@ class EmbeddingRun:
         )
         try:
             with _compute_threads(self._settings.infrastructure.threads), closing(stream):
+                self._stop_if_asked()
                 for batch in stream:
                     self._write_complete(progress)  # chunks without images have no batch of their own
                     self._plans[0].take_in(batch)
@@ -231,6 +234,12 @@ class EmbeddingRun:
             self._count(plan.chunk, self.dataset.write_part(plan.chunk, self._assemble(plan)))
             self._save_state()
             progress(self._totals.rows_in, self._request.rows, "embedding new images")
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        """Stop between two parts, unless the last one is done."""
+        if self._totals.rows_in < self._request.rows:
+            stop_here(f"{self._totals.rows_in} of {self._request.rows} rows are embedded")
 
     def _assemble(self, plan: _Plan) -> Part:
         places = np.concatenate([np.empty(0, np.int64), *plan.places])

@@ -25,6 +25,7 @@ from spatial_core.backbones.model_source import ModelSource, find_model
 from spatial_core.backbones.preprocessing import load_preprocessing
 from spatial_core.config.settings import Settings
 from spatial_core.images.byte_ranges import TarImages
+from spatial_core.interruption import resumable, stop_here
 from spatial_core.report import Progress, Report, silent
 from spatial_core.storage.atomic import exclusive
 from spatial_core.storage.digests import digest_json
@@ -59,6 +60,7 @@ def embed_tar(
         DigestMismatch: if the tar's bytes changed since it was ingested.
         ArtifactError: if the model gives a vector that is not finite.
         ArtifactBusy: if another process is writing the artifact.
+        Interrupted: if this process was asked to stop; finished pieces are kept.
     """
     started = time.monotonic()
     artifact = output_dir / f"{intermediates.stem}_embeddings.parquet"
@@ -76,7 +78,7 @@ def embed_tar(
     preprocessing_id = load_preprocessing(source.folder).id
     identity = {**config, "model": source.model_id, "revision": source.revision, "preprocessing": preprocessing_id}
     key = stage_key(STAGE, CODE_VERSION, identity, inputs)
-    with exclusive(artifact):
+    with exclusive(artifact), resumable():
         if (done := finished(artifact, key)) is not None:
             return done
         rows = count_rows(intermediates)
@@ -164,7 +166,9 @@ class _Run:
             device=self.backbone.device,
         )
         with contextlib.closing(stream):
-            for index in missing:
+            for place, index in enumerate(missing):
+                left = len(missing) - place
+                stop_here(f"{self.pieces.count - left} of {self.pieces.count} pieces of {self.tar.name} are finished")
                 parts: list[FeatureBatch] = []
                 while sum(len(part.rows) for part in parts) < self.pieces.length(index):
                     batch = next(stream)

@@ -19,8 +19,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from spatial_core import interruption
 from spatial_core.config.settings import Settings
-from spatial_core.errors import ConfigError, InputError, ModelError
+from spatial_core.errors import ConfigError, InputError, Interrupted, ModelError
 from spatial_core.images.decode import decode_jpeg
 from spatial_core.inference.embed_new import embed_parquet
 from spatial_core.inference.pooling import pool_buildings
@@ -518,6 +519,29 @@ def test_killed_run_resumes_to_identical_parts(tmp_path: Path, settings: Build) 
     assert parts_of(root) == parts_of(whole)
     assert (root / "rejects.parquet").read_bytes() == (whole / "rejects.parquet").read_bytes()
     assert (report.rows, report.rows_in) == (129, 130)
+
+
+def test_run_that_is_told_to_stop_finishes_its_part_and_resumes_to_identical_parts(
+    tmp_path: Path, settings: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop = write_drop(tmp_path / "d.parquet", [*jpegs(35), b"no image"], list(range(36)))
+    embed_parquet(drop, tmp_path / "whole", settings())
+    monkeypatch.setattr(interruption, "_stop", interruption._Stop())
+
+    def stop(done: int, total: int | None, message: str) -> None:
+        if done >= 10:
+            interruption.request_stop()
+
+    with pytest.raises(Interrupted, match="10 of 36 rows are embedded; run again"):
+        embed_parquet(drop, tmp_path / "stopped", settings(), stop)
+    assert len(parts_of(tmp_path / "stopped")) == 1
+    assert not state_of(tmp_path / "stopped")["finished"]
+    with pytest.raises(Interrupted, match="10 of 36 rows"):
+        embed_parquet(drop, tmp_path / "stopped", settings())
+    monkeypatch.setattr(interruption, "_stop", interruption._Stop())
+    report = embed_parquet(drop, tmp_path / "stopped", settings())
+    assert (report.rows, report.rejected) == (35, {"image_not_jpeg": 1})
+    assert parts_of(tmp_path / "stopped") == parts_of(tmp_path / "whole")
 
 
 def test_two_writers_of_one_data_set_do_not_meet(tmp_path: Path, settings: Build) -> None:

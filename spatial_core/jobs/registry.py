@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,12 +29,14 @@ class Stage:
         code_version: the algorithm's version, shown by Dagster; equals the module's CODE_VERSION.
         required: names of path arguments that must be given.
         optional: names of path arguments that may be given.
+        shared: several processes started by `torchrun` do it together.
     """
 
     target: str
     code_version: str
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    shared: bool = False
 
 
 STAGES: dict[str, Stage] = {
@@ -47,7 +50,10 @@ STAGES: dict[str, Stage] = {
         "spatial_core.street_view.difficulty:compute_difficulty", "1", ("fingerprints_dir", "output_file")
     ),
     "train": Stage(
-        "spatial_core.metric_learning.training:train_projector", "1", ("merged_dir", "difficulty", "output_dir")
+        "spatial_core.metric_learning.training:train_projector",
+        "1",
+        ("merged_dir", "difficulty", "output_dir"),
+        shared=True,
     ),
     "evaluate": Stage(
         "spatial_core.evaluation.report:evaluate_projector",
@@ -96,6 +102,8 @@ def run_stage(call: StageCall, progress: Progress = silent) -> Report:
     unknown = [name for name in call.arguments if name not in {*stage.required, *stage.optional}]
     if missing or unknown:
         raise ConfigError(f"stage {call.stage}: missing {missing or 'nothing'}, unknown {unknown or 'nothing'}")
+    if not stage.shared and "LOCAL_RANK" in os.environ and int(os.environ["WORLD_SIZE"]) > 1:
+        raise ConfigError(f"stage {call.stage} is done by one process, but torchrun started {os.environ['WORLD_SIZE']}")
     module_name, _, function_name = stage.target.partition(":")
     share_cores()  # before the stage's module imports torch
     module = importlib.import_module(module_name)

@@ -83,6 +83,10 @@ class Triplets:
         """(3B,) rows in the order the loss expects."""
         return torch.cat([self.anchors, self.positives, self.negatives])
 
+    def part(self, share: slice) -> Triplets:
+        """Some of the batch."""
+        return Triplets(self.anchors[share], self.positives[share], self.negatives[share], self.bands[share])
+
 
 class TripletSampler:
     """Draws epochs of triplets.

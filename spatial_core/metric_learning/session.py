@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError, ModelError
+from spatial_core.interruption import stop_here, stop_requested
 from spatial_core.metric_learning.checkpoint import (
     BEST,
     FINAL,
@@ -28,7 +29,9 @@ from spatial_core.metric_learning.checkpoint import (
     record_path,
     save_checkpoint,
 )
+from spatial_core.metric_learning.following import Order
 from spatial_core.metric_learning.projector import ProjectorConfig, build_projector
+from spatial_core.metric_learning.ranks import Ranks
 from spatial_core.metric_learning.tracking import Tracker, tracking_of
 from spatial_core.metric_learning.trainer import EpochStats, Trainer
 from spatial_core.metric_learning.training_data import TrainingData
@@ -83,6 +86,7 @@ class Session:
         provenance: of the checkpoints.
         start: checkpoint to start from, if one was named.
         observer: told of every validation, and may end the run.
+        ranks: the processes that train together, of which this is the first; the others `follow`.
     """
 
     def __init__(
@@ -95,6 +99,7 @@ class Session:
         *,
         start: Path | None,
         observer: Observer | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self._output_dir = output_dir
         self._settings = settings
@@ -105,12 +110,17 @@ class Session:
         self._start = start
         self._observer = observer
         self._ended = False
+        self._ranks = ranks or Ranks()
         self._run = Run()
         identity = {name: value for name, value in provenance.config.items() if name not in _EXTENT}
         self._key = stage_key(provenance.stage, provenance.code_version, identity, provenance.inputs)
 
     def run(self, progress: Progress) -> dict[str, Any]:
-        """Train; returns the report's details."""
+        """Train; returns the report's details.
+
+        Raises:
+            Interrupted: if a rank was asked to stop; the run goes on from its last finished epoch.
+        """
         training = self._settings.training
         self._sweep()
         resumed = self._continue_own()
@@ -124,6 +134,8 @@ class Session:
             for entry in self._run.history:
                 self._show(entry)
             while self._run.epoch < training.num_epochs and not self._out_of_patience() and not self._ended:
+                self._ranks.tell(self._order)
+                self._stop_if_asked()
                 begun = time.perf_counter()
                 stats = self._epoch(progress)
                 if not resumed and not triplets:
@@ -149,7 +161,22 @@ class Session:
             if seen % every == 0 or seen == anchors:
                 progress(before + seen, total, f"{label}, loss {float(loss) / seen:.4f}")
 
-        return self._trainer.epoch(after_batch)
+        stats = self._trainer.epoch(after_batch)
+        if stats.diverged:
+            raise ModelError(
+                f"training diverged: the mean loss of an epoch is {stats.loss}; lower training.learning_rate "
+                f"({training.learning_rate}) or use training.precision=fp32"
+            )
+        return stats
+
+    def _order(self) -> Order:
+        state = self._trainer.state()
+        return Order(self._run.epoch + 1, {name: value.detach().cpu() for name, value in state.items()})
+
+    def _stop_if_asked(self) -> None:
+        """All ranks stop before the same epoch, whichever of them was asked."""
+        asked = self._ranks.any(stop_requested())
+        stop_here(f"{self._run.epoch} of {self._settings.training.num_epochs} epochs are finished", asked=asked)
 
     def _after_epoch(self, stats: EpochStats, tracker: Tracker) -> None:
         run, training = self._run, self._settings.training
@@ -358,5 +385,6 @@ class Session:
             "standardized": not data.frame.is_raw,
             "difficulty": asdict(data.table),
             "random_negatives_too_near": int(data.sampler.near_random),
+            "processes": self._ranks.size,
             "tracking": tracker.describe(),
         }

@@ -22,6 +22,7 @@ from spatial_core.metric_learning.features import Split
 from spatial_core.metric_learning.losses import rewards, triplet_losses
 from spatial_core.metric_learning.mining import Triplets, TripletSampler
 from spatial_core.metric_learning.projector import Projector
+from spatial_core.metric_learning.ranks import Ranks
 
 Precision = Literal["fp32", "tf32", "bf16"]
 # tf32 names the idea everywhere: fp32 storage, matrix products with shortened inputs. A CPU shortens them to bf16.
@@ -47,6 +48,11 @@ class EpochStats:
     band_shares: Mapping[str, float]
     band_rewards: Mapping[str, float | None]
 
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss is no longer a number to go on with."""
+        return not math.isfinite(self.loss)
+
 
 class Trainer:
     """A head, its optimizer and its sampler.
@@ -56,9 +62,17 @@ class Trainer:
         split: training features.
         sampler: of triplets of `split`; its bandit is rewarded here.
         settings: step size, loss, precision, batch size.
+        ranks: the processes that share each batch; default: this one takes it all.
     """
 
-    def __init__(self, projector: Projector, split: Split, sampler: TripletSampler, settings: TrainingSection) -> None:
+    def __init__(
+        self,
+        projector: Projector,
+        split: Split,
+        sampler: TripletSampler,
+        settings: TrainingSection,
+        ranks: Ranks | None = None,
+    ) -> None:
         self.projector = projector
         self.sampler = sampler
         self.optimizer = torch.optim.Adam(
@@ -66,6 +80,7 @@ class Trainer:
         )
         self._split = split
         self._settings = settings
+        self._ranks = ranks or Ranks()
 
     def epoch(self, after_batch: Callable[[int, Tensor], None]) -> EpochStats:
         """Train on every anchor once.
@@ -74,8 +89,8 @@ class Trainer:
             after_batch: called with the triplets seen so far and the sum of their losses; reading that waits for the
                 device.
 
-        Raises:
-            ModelError: if the loss is no longer finite.
+        Returns:
+            Figures of the epoch. They are returned even if training has diverged, so that all ranks finish alike.
         """
         device = self._split.device
         totals = torch.zeros(2, dtype=torch.float64, device=device)
@@ -89,11 +104,6 @@ class Trainer:
             seen += len(losses)
             after_batch(seen, totals[0])
         loss, active = (totals / seen).tolist()
-        if not math.isfinite(loss):
-            raise ModelError(
-                f"training diverged: the mean loss of an epoch is {loss}; lower training.learning_rate "
-                f"({self._settings.learning_rate}) or use training.precision=fp32"
-            )
         names = [*(str(band) for band in range(NO_BAND)), "random"]
         shares = (bands.double() / seen).tolist()
         counts, sums = self.sampler.bandit.counts.tolist(), self.sampler.bandit.sums.tolist()
@@ -109,16 +119,33 @@ class Trainer:
     def step(self, batch: Triplets) -> Tensor:
         """One update of the weights and of the bandit; returns the (B,) losses, detached."""
         settings = self._settings
+        self.optimizer.zero_grad(set_to_none=True)
+        if self._ranks.size == 1:
+            losses = self._losses(batch)
+            losses.mean().backward()  # type: ignore[no-untyped-call]
+            losses = losses.detach()
+        else:
+            losses = self._share_of_step(batch)
+        self.optimizer.step()
+        self.sampler.bandit.update(batch.bands, rewards(losses, settings.ucb_reward))
+        return losses
+
+    def _losses(self, batch: Triplets) -> Tensor:
+        settings = self._settings
         features = self._split.take(batch.rows)
         with torch.autocast(features.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             vectors = self.projector(features)
-        losses = triplet_losses(vectors, settings.margin, settings.loss_distance)
-        self.optimizer.zero_grad(set_to_none=True)
-        losses.mean().backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        losses = losses.detach()
-        self.sampler.bandit.update(batch.bands, rewards(losses, settings.ucb_reward))
-        return losses
+        return triplet_losses(vectors, settings.margin, settings.loss_distance)
+
+    def _share_of_step(self, batch: Triplets) -> Tensor:
+        """Gradients of the whole batch, of which this rank works out its share; returns all (B,) losses."""
+        total = len(batch.anchors)
+        own = batch.part(self._ranks.share(total))
+        losses = torch.zeros(0, device=self._split.device)
+        if len(own.anchors):
+            losses = self._losses(own)
+            (losses.sum() / total).backward()  # type: ignore[no-untyped-call]
+        return self._ranks.combine(list(self.projector.parameters()), losses.detach(), total)
 
     def state(self) -> dict[str, Tensor]:
         """Everything the next epoch depends on, by name."""
@@ -141,11 +168,12 @@ class Trainer:
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = value
         self.projector.load_state_dict(parts["model"])
-        moments = [
-            {kind: parts["adam"][f"{kind}.{name}"] for kind in ("step", "exp_avg", "exp_avg_sq")}
-            for name, _ in self.projector.named_parameters()
-        ]
-        self.load_moments(moments)
+        if "adam" in parts:  # nothing has been learned yet in the state that a run begins with
+            moments = [
+                {kind: parts["adam"][f"{kind}.{name}"] for kind in ("step", "exp_avg", "exp_avg_sq")}
+                for name, _ in self.projector.named_parameters()
+            ]
+            self.load_moments(moments)
         self.sampler.bandit.load_state(parts["bandit"])
         self.sampler.near_random.copy_(parts["random"]["near"])
         self.sampler.generator.set_state(parts["random"]["sampler"])

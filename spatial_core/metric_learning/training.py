@@ -1,12 +1,16 @@
 """Stage `train`: splits and difficulty table -> checkpoints of a projection head.
 
 `checkpoint_best` is replaced whenever validation improves and is a valid checkpoint at any time, but counts as
-finished only with its manifest, which is written last. How runs are interrupted and continued: see `session`.
+finished only with its manifest, which is written last. How runs are interrupted and continued: see `session`; how
+several processes train together: see `ranks`. How many they are changes nothing but rounding and dropout masks, so it
+is told in the report and is no part of what identifies a checkpoint.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,12 @@ import torch
 from spatial_core.config.sections import TrainingModelSection
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError, InputError
+from spatial_core.interruption import resumable
 from spatial_core.metric_learning.checkpoint import BEST, FINAL, record_path
+from spatial_core.metric_learning.features import Split
+from spatial_core.metric_learning.following import follow
 from spatial_core.metric_learning.projector import Projector, ProjectorConfig
+from spatial_core.metric_learning.ranks import Ranks, gathered
 from spatial_core.metric_learning.session import Observer, Session
 from spatial_core.metric_learning.trainer import Trainer, arithmetic
 from spatial_core.metric_learning.training_data import load_training_data, training_seed
@@ -34,6 +42,7 @@ from spatial_core.storage.provenance import (
     record_artifact,
     stage_key,
 )
+from spatial_core.storage.scratch import scratch_folder
 
 STAGE = "train"
 CODE_VERSION = "1"
@@ -69,53 +78,90 @@ def train_projector(
         ConfigError: if settings do not fit the data or each other.
         ArtifactError: if inputs are damaged, or train and val come from different models.
         ModelError: if training diverges, or the checkpoint to start from does not fit.
+        ArtifactBusy: if another run is writing the folder.
+        Interrupted: if the run was asked to stop; its state after the last epoch is kept.
+        RankLost: if another process of the run is gone.
     """
     started = time.perf_counter()
     Selection(settings.training.selection_metric)  # refused before anything is read
+    artifact = output_dir / BEST
+    with gathered() as ranks, contextlib.ExitStack() as held, resumable():
+        request = ranks.first(lambda: _request(merged_dir, difficulty, output_dir, settings))
+        if (done := ranks.first(lambda: _claim(held, artifact, request.key))) is not None:
+            return done
+        device = ranks.all(lambda: _device(settings.infrastructure.device, ranks))
+        ranks.use(device)
+        threads = settings.infrastructure.threads or max(1, usable_cores() // ranks.local_size)
+        with arithmetic(settings.training.precision, device, threads, training_seed(settings)):
+            room = scratch_folder() or output_dir
+            data = ranks.all(lambda: load_training_data(merged_dir, difficulty, room, settings, device))
+            head = ProjectorConfig.from_head(settings.head, data.train.dim)
+            trainer = Trainer(Projector(head).to(device), data.train, data.sampler, settings.training, ranks)
+            if not ranks.is_first:
+                report: Report = follow(trainer, ranks, training_seed(settings))
+                return report
+
+            def lead() -> Report:
+                provenance = Provenance(
+                    STAGE,
+                    CODE_VERSION,
+                    settings.digest,
+                    request.config,
+                    request.inputs,
+                    model=data.backbone.model,
+                    preprocessing=data.backbone.preprocessing,
+                )
+                session = Session(
+                    output_dir, settings, trainer, data, provenance, start=request.start, observer=observer, ranks=ranks
+                )
+                report = _report(artifact, data.train, session.run(progress), started)
+                record_artifact(artifact, request.key, provenance, report)
+                return report
+
+            return ranks.lead(lead)
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What is asked for: the checkpoint to start from, the settings and inputs that count, and their key."""
+
+    start: Path | None
+    config: dict[str, Any]
+    inputs: dict[str, str]
+    key: str
+
+
+def _request(merged_dir: Path, difficulty: Path, output_dir: Path, settings: Settings) -> _Request:
     start = _start(settings, output_dir)
     config = _config(settings)
     inputs = _inputs(merged_dir, difficulty, start)
-    key = stage_key(STAGE, CODE_VERSION, config, inputs)
-    artifact = output_dir / BEST
-    with exclusive(artifact):
-        if (done := finished(artifact, key)) is not None and record_path(artifact).is_file():
-            return done
-        device = _device(settings.infrastructure.device)
-        threads = settings.infrastructure.threads or usable_cores()
-        with arithmetic(settings.training.precision, device, threads, training_seed(settings)):
-            data = load_training_data(merged_dir, difficulty, output_dir, settings, device)
-            head = ProjectorConfig.from_head(settings.head, data.train.dim)
-            trainer = Trainer(Projector(head).to(device), data.train, data.sampler, settings.training)
-            provenance = Provenance(
-                STAGE,
-                CODE_VERSION,
-                settings.digest,
-                config,
-                inputs,
-                model=data.backbone.model,
-                preprocessing=data.backbone.preprocessing,
-            )
-            session = Session(output_dir, settings, trainer, data, provenance, start=start, observer=observer)
-            details = session.run(progress)
-        train = data.train
-        images = int(train.has_partner.sum())
-        report = Report(
-            stage=STAGE,
-            artifact=artifact,
-            rows=images,
-            rows_in=train.rows_in_file,
-            kept=images,
-            rejected={
-                "not_sampled": train.rows_in_file - len(train.label),
-                "only_image_of_building": len(train.label) - images,
-            },
-            seconds=time.perf_counter() - started,
-            bytes=artifact.stat().st_size,
-            unit="training images",
-            details=details,
-        )
-        record_artifact(artifact, key, provenance, report)
-    return report
+    return _Request(start, config, inputs, stage_key(STAGE, CODE_VERSION, config, inputs))
+
+
+def _claim(held: contextlib.ExitStack, artifact: Path, key: str) -> Report | None:
+    """Take the artifact's lock; returns the report if there is nothing to do."""
+    held.enter_context(exclusive(artifact))
+    done = finished(artifact, key)
+    return done if record_path(artifact).is_file() else None
+
+
+def _report(artifact: Path, train: Split, details: dict[str, Any], started: float) -> Report:
+    images = int(train.has_partner.sum())
+    return Report(
+        stage=STAGE,
+        artifact=artifact,
+        rows=images,
+        rows_in=train.rows_in_file,
+        kept=images,
+        rejected={
+            "not_sampled": train.rows_in_file - len(train.label),
+            "only_image_of_building": len(train.label) - images,
+        },
+        seconds=time.perf_counter() - started,
+        bytes=artifact.stat().st_size,
+        unit="training images",
+        details=details,
+    )
 
 
 def _config(settings: Settings) -> dict[str, Any]:
@@ -159,13 +205,21 @@ def _start(settings: Settings, output_dir: Path) -> Path | None:
     return path
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, ranks: Ranks) -> torch.device:
+    """The device of this rank: of several on one machine, each takes a CUDA device of its own."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(f"infrastructure.device is {name!r}; it must be auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"infrastructure.device is {name!r}, but torch finds no CUDA device; use auto or cpu")
+    if device.type == "cuda" and ranks.local_size > 1:
+        if device.index is not None or torch.cuda.device_count() < ranks.local_size:
+            raise ConfigError(
+                f"infrastructure.device is {name!r} and this machine has {torch.cuda.device_count()} CUDA devices for "
+                f"the {ranks.local_size} processes that train on it; name cuda, and start one process a device"
+            )
+        return torch.device("cuda", ranks.local_rank)
     return device

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from spatial_core.errors import ArtifactError, ConfigError, DigestMismatch, InputError, ModelError
+from spatial_core import interruption
+from spatial_core.errors import ArtifactError, ConfigError, DigestMismatch, InputError, Interrupted, ModelError
 from spatial_core.metric_learning.checkpoint import BEST, FINAL, load_checkpoint
 from spatial_core.metric_learning.projector import Projector, ProjectorConfig
 from spatial_core.metric_learning.training import train_projector
@@ -98,6 +99,27 @@ def test_a_killed_run_goes_on_and_ends_with_identical_files(lake: Lake, tmp_path
         assert not [path.name for path in folder.iterdir() if path.name.endswith(".partial")]
         resumed.add(report.details["resumed_from_epoch"])
     assert {None, 1, 2, 3} <= resumed
+
+
+def test_a_run_that_is_told_to_stop_does_so_after_its_epoch_and_goes_on_to_identical_files(
+    lake: Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(lake)
+    monkeypatch.setattr(interruption, "_stop", interruption._Stop())
+
+    def stop(done: int, total: int | None, message: str) -> None:
+        if message.startswith("epoch 2"):
+            interruption.request_stop()
+
+    settings = train_settings("training.save_every_n_epochs=2", "logging.log_every_n_batches=1")
+    with pytest.raises(Interrupted, match="2 of 3 epochs are finished; run again"):
+        train_projector(lake.merged, lake.difficulty, tmp_path / "stopped", settings, stop)
+    with pytest.raises(Interrupted, match="2 of 3 epochs"):
+        train(lake, output=tmp_path / "stopped")
+    monkeypatch.setattr(interruption, "_stop", interruption._Stop())
+    report = train(lake, output=tmp_path / "stopped")
+    assert report.details["resumed_from_epoch"] == 2
+    assert contents(tmp_path / "stopped") == contents(lake.output)
 
 
 def test_a_finished_run_is_prolonged_as_if_it_had_been_longer(lake: Lake, tmp_path: Path) -> None:

@@ -21,11 +21,10 @@ import dagster as dg
 from spatial_assets.compute.base import Outcome, Work
 from spatial_core.errors import SpatialError, StageFailed
 from spatial_core.jobs.pacing import PacedProgress
-from spatial_core.jobs.pipes import failure_from
+from spatial_core.jobs.pipes import GRACE_S, failure_from
 from spatial_core.jobs.registry import StageCall, run_stage
 from spatial_core.report import Progress, Report, silent
 
-_GRACE_S = 10.0
 _POLL_S = 0.2
 _TAIL_LINES = 5
 
@@ -83,8 +82,9 @@ class ChildProcess:
         for message in session.get_custom_messages():
             if "report" in message:
                 return Report.from_json(message["report"])
-            if "failure" in message:
-                raise failure_from(message["failure"])
+            for kind in ("failure", "interrupted"):
+                if kind in message:
+                    raise failure_from(message[kind])
         raise StageFailed(
             f"stage {call.stage} {_how_it_ended(code)} without its artifact; last lines: {tail or 'none'}"
         )
@@ -137,7 +137,7 @@ def _run_child(command: list[str], environment: dict[str, str], stop: threading.
             _end_group(process)
             raise
         finally:
-            reader.join(_GRACE_S)
+            reader.join(GRACE_S)
     return process.returncode, " | ".join(line.strip() for line in tail if line.strip())
 
 
@@ -149,10 +149,15 @@ def _pass_on(stream: IO[str] | None, tail: deque[str]) -> None:
 
 
 def _end_group(process: Popen[str]) -> None:
-    """Ask the child to end and clean up; after the grace period, end it. What it started never outlives it."""
-    process.terminate()
-    with suppress(TimeoutExpired):
-        process.wait(_GRACE_S)
+    """Ask the child to end and clean up; after the grace period, end it. What it started never outlives it.
+
+    A resumable stage takes the first request as leave to finish its piece, so there is a second one half-way.
+    """
+    for _ in range(2):
+        process.terminate()
+        with suppress(TimeoutExpired):
+            process.wait(GRACE_S / 2)
+            break
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

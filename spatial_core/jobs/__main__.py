@@ -2,8 +2,15 @@
 
 The file of `--call` holds a `StageCall` as JSON, that of `--task` a `Task`: a cluster job's call and how to run it.
 Started by Dagster (a Pipes session in the environment, which a task brings along) it reports there; otherwise it prints
-the report as JSON on stdout. Logs go to stderr. The exit code is 0, 1 with a one-line cause for an expected failure, 2
-for a wrong command line.
+the report as JSON on stdout. Logs go to stderr.
+
+SIGTERM lets a stage that keeps resumable pieces finish the one in hand, and ends any other at once. The job then asks
+SLURM to queue it again if the task says so.
+
+Started by `torchrun`, the processes of a stage that can be shared do so, and the first of them reports.
+
+Exit codes: 0 done; 1 failed, with a one-line cause; 2 a wrong command line; 75 interrupted, to be run again; 143 ended
+by SIGTERM at once.
 """
 
 from __future__ import annotations
@@ -13,13 +20,18 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from spatial_core.errors import ConfigError, SpatialError
+from spatial_core.errors import ConfigError, Interrupted, SpatialError
+from spatial_core.interruption import leaving, obey_termination
 from spatial_core.jobs.pacing import PacedProgress
-from spatial_core.jobs.pipes import end_cleanly_on_termination, end_with_parent, run_reporting, started_by_dagster
+from spatial_core.jobs.pipes import EXIT_FAILED, EXIT_INTERRUPTED, end_with_parent, run_reporting, started_by_dagster
 from spatial_core.jobs.registry import STAGES, StageCall, run_stage
+from spatial_core.jobs.requeue import own_job, requeue
 from spatial_core.jobs.task import Task
+from spatial_core.report import Progress, Report, silent
+from spatial_core.storage.scratch import local_scratch
 
 _LOG = logging.getLogger("spatial_core.jobs")
 
@@ -35,9 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
         "--until-stdin-closes", action="store_true", help="end when standard input closes, that is, with the parent"
     )
     given = parser.parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    rank = int(os.environ["RANK"]) if "LOCAL_RANK" in os.environ else 0
+    origin = "%(name)s" if not rank else f"process {rank} %(name)s"
+    logging.basicConfig(stream=sys.stderr, format=f"%(asctime)s %(levelname)s {origin}: %(message)s")
     logging.getLogger("spatial_core").setLevel(logging.INFO)
-    end_cleanly_on_termination()
+    obey_termination()
     if given.until_stdin_closes:
         end_with_parent()
     file: Path = given.call or given.task
@@ -45,19 +59,47 @@ def main(arguments: list[str] | None = None) -> int:
         task = Task(StageCall.from_json(file.read_text())) if given.call else Task.read(file)
     except (ConfigError, OSError, ValueError, KeyError) as error:
         parser.error(f"{file}: not a readable stage call ({error})")
-    call = task.call
-    if call.stage != given.stage:
-        parser.error(f"{file} is for stage {call.stage}, not {given.stage}")
+    if task.call.stage != given.stage:
+        parser.error(f"{file} is for stage {task.call.stage}, not {given.stage}")
     os.environ.update(task.environment)
-    if started_by_dagster():
-        return run_reporting(call)
+
+    def work(progress: Progress) -> Report:
+        with local_scratch(task.scratch):
+            return run_stage(task.call, progress)
+
+    if rank:
+        return _run(work, silent, lambda report: None)
+    code = run_reporting(work) if started_by_dagster() else _run(work, PacedProgress(_LOG.info), _print)
+    if code == EXIT_INTERRUPTED and task.requeue:
+        _queue_again()
+    return code
+
+
+def _run(work: Callable[[Progress], Report], progress: Progress, tell: Callable[[Report], None]) -> int:
     try:
-        report = run_stage(call, PacedProgress(_LOG.info))
+        report = work(progress)
     except SpatialError as error:
         _LOG.error("%s: %s", type(error).__name__, " ".join(str(error).split()))
-        return 1
-    sys.stdout.write(json.dumps(report.to_json(), sort_keys=True) + "\n")
+        return EXIT_INTERRUPTED if isinstance(error, Interrupted) else EXIT_FAILED
+    finally:
+        leaving()
+    tell(report)
     return 0
+
+
+def _print(report: Report) -> None:
+    sys.stdout.write(json.dumps(report.to_json(), sort_keys=True) + "\n")
+
+
+def _queue_again() -> None:
+    job = own_job(os.environ)
+    if job is None:
+        return
+    refusal = requeue(job)
+    if refusal is None:
+        _LOG.info("job %s will be queued again", job)
+    else:
+        _LOG.warning("job %s is not queued again, it has to be submitted anew: %s", job, refusal)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """A stage in a process of its own, reporting to the Dagster run that started it through Pipes.
 
-What crosses: progress and log lines as Pipes log messages, and at the end one custom message, either
-`{"report": {...}}` or `{"failure": {"type": "TarError", "message": "..."}}`. Raw output goes where the process's own
-stdout and stderr go.
+What crosses: progress and log lines as Pipes log messages; at the end two custom messages, first `{"usage": {...}}`
+(see `usage`), then one of `{"report": {...}}`, `{"failure": {"type": "TarError", "message": "..."}}` and
+`{"interrupted": {"type": "Interrupted", "message": "..."}}`. Raw output goes where the process's own stdout and stderr
+go.
 """
 
 from __future__ import annotations
@@ -12,17 +13,23 @@ import os
 import signal
 import sys
 import threading
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
 from dagster_pipes import DAGSTER_PIPES_CONTEXT_ENV_VAR, PipesContext, open_dagster_pipes
 
 from spatial_core import errors
-from spatial_core.errors import SpatialError, StageFailed
+from spatial_core.errors import Interrupted, SpatialError, StageFailed
+from spatial_core.interruption import leaving
+from spatial_core.jobs.message_file import LineFileWriter
 from spatial_core.jobs.pacing import PacedProgress
-from spatial_core.jobs.registry import StageCall, run_stage
+from spatial_core.jobs.usage import UsageMeter
+from spatial_core.report import Progress, Report
 
-_GRACE_S = 10.0
+EXIT_FAILED = 1
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: try again later
+# From the request to end, to the end: half of it for the piece in hand, half for removing temporary files.
+GRACE_S = 10.0
 
 
 class _PipesHandler(logging.Handler):
@@ -42,21 +49,32 @@ def started_by_dagster() -> bool:
     return DAGSTER_PIPES_CONTEXT_ENV_VAR in os.environ
 
 
-def run_reporting(call: StageCall) -> int:
-    """Run a stage and report its outcome over Pipes; returns the exit code (1 for an expected failure)."""
-    with open_dagster_pipes() as pipes:
+def run_reporting(work: Callable[[Progress], Report]) -> int:
+    """Run a stage and report its outcome over Pipes; returns the exit code.
+
+    Args:
+        work: runs the stage.
+    """
+    with open_dagster_pipes(message_writer=LineFileWriter()) as pipes:
         handler = _PipesHandler(pipes)
         logger = logging.getLogger("spatial_core")
         logger.addHandler(handler)
+        code, outcome = 0, {}
         try:
-            report = run_stage(call, PacedProgress(pipes.log.info))
-        except SpatialError as error:
-            pipes.report_custom_message({"failure": failure_record(error)})
-            return 1
+            with UsageMeter() as usage:
+                try:
+                    outcome = {"report": work(PacedProgress(pipes.log.info)).to_json()}
+                except Interrupted as error:
+                    code, outcome = EXIT_INTERRUPTED, {"interrupted": failure_record(error)}
+                except SpatialError as error:
+                    code, outcome = EXIT_FAILED, {"failure": failure_record(error)}
+                finally:
+                    leaving()
         finally:
             logger.removeHandler(handler)
-        pipes.report_custom_message({"report": report.to_json()})
-    return 0
+            pipes.report_custom_message({"usage": usage.record()})
+        pipes.report_custom_message(outcome)
+    return code
 
 
 def failure_record(error: SpatialError) -> dict[str, str]:
@@ -72,15 +90,6 @@ def failure_from(record: dict[str, Any]) -> SpatialError:
     return StageFailed(f"{record['type']}: {record['message']}")
 
 
-def end_cleanly_on_termination() -> None:
-    """Turn SIGTERM into SystemExit, so that a stage removes its temporary files."""
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-
-
 def end_with_parent() -> None:
     """End this process when its standard input closes: the parent holds the other end and never writes.
 
@@ -91,8 +100,9 @@ def end_with_parent() -> None:
     def wait_for_parent() -> None:
         while os.read(sys.stdin.fileno(), 4096):
             continue
-        os.kill(os.getpid(), signal.SIGTERM)
-        threading.Event().wait(_GRACE_S)
+        for _ in range(2):  # the first lets a resumable stage finish its piece, the second ends it
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Event().wait(GRACE_S / 2)
         if os.getpgrp() == os.getpid():
             os.killpg(os.getpid(), signal.SIGKILL)
         os._exit(128 + signal.SIGTERM)

@@ -18,13 +18,14 @@ import psutil
 import pytest
 
 from spatial_assets.compute.base import Outcome, Work
-from spatial_assets.compute.local import ChildProcess, InProcess
+from spatial_assets.compute.local import ChildProcess, InProcess, _end_group
 from spatial_assets.defs.resources import ComputeResource
 from spatial_core.config.settings import Settings
-from spatial_core.errors import ConfigError, InputError, SpatialError, StageFailed, TarError
+from spatial_core.errors import ConfigError, InputError, Interrupted, SpatialError, StageFailed, TarError
 from spatial_core.jobs.pipes import failure_from, failure_record
 from spatial_core.jobs.registry import StageCall
 from spatial_core.report import Report
+from tests.data.make_training_lake import build_lake, train_settings
 
 CITY = {"tars": 1, "buildings_per_tar": 3, "image_size_px": 64, "drop_images": 3, "max_views": 3}
 RUNNERS: dict[str, InProcess | ChildProcess] = {"in_process": InProcess(), "subprocess": ChildProcess()}
@@ -248,6 +249,68 @@ def test_no_work_outlives_its_run(number: signal.Signals, tmp_path: Path) -> Non
     if number == signal.SIGINT:
         leftovers = list(tmp_path.rglob(".*.partial"))
         assert leftovers == [], "a terminated stage removes its temporary files"
+
+
+PIECES = """
+import sys, time
+from spatial_core.interruption import obey_termination, resumable, stop_here
+obey_termination()
+try:
+    with resumable():
+        for piece in range(2):
+            stop_here("pieces")
+            print("began", flush=True)
+            end = time.monotonic() + float(sys.argv[1])
+            while time.monotonic() < end:
+                time.sleep(0.01)
+finally:
+    print("cleaned up", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("piece_s", "within_s", "code"), [(1.0, (0.0, 4.0), 1), (60.0, (4.5, 9.5), 143)])
+def test_a_terminated_stage_may_finish_a_short_piece_and_cleans_up_within_the_grace_period(
+    piece_s: float, within_s: tuple[float, float], code: int
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", PIECES, str(piece_s)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "began\n"
+        began = time.monotonic()
+        _end_group(process)
+        assert within_s[0] < time.monotonic() - began < within_s[1]
+        assert process.stdout.read() == "cleaned up\n"
+    assert process.returncode == code
+
+
+def test_a_child_that_is_told_to_stop_by_somebody_else_says_that_it_can_go_on(
+    instance, tmp_path: Path, monkeypatch
+) -> None:
+    """As when the machine shuts down: not the run, but everything on the machine gets the signal."""
+    lake = build_lake(tmp_path)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "if 'spatial_core.jobs' in ' '.join(sys.orig_argv):\n"
+        "    import pathlib\n"
+        "    rename = pathlib.Path.replace\n"
+        "    def replace(self, target):\n"
+        "        result = rename(self, target)\n"
+        "        if 'training_state' in str(target):\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        return result\n"
+        "    pathlib.Path.replace = replace\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}")
+    arguments = {"merged_dir": lake.merged, "difficulty": lake.difficulty, "output_dir": lake.output}
+    call = StageCall("train", {name: str(path) for name, path in arguments.items()}, train_settings())
+    ran = run_in_asset(instance, lambda context: ChildProcess().run(context, call))
+    assert isinstance(ran.error, Interrupted)
+    assert "1 of 3 epochs are finished; run again" in str(ran.error)
 
 
 def wait_for_stage(parent: subprocess.Popen[str], folder: Path) -> list[psutil.Process]:

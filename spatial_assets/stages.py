@@ -83,6 +83,7 @@ class StageAsset:
         tree = _load(settings)
         made: dict[str, Mapping[str, Any]] = {}
         failed: dict[str, str] = {}
+        ran: Mapping[str, Any] = {}
         keys = list(context.partition_keys)
         work = Work(self.name, {key: self.call(tree, key) for key in keys})
         for number, outcome in enumerate(compute.run_all(context, work), start=1):
@@ -91,6 +92,7 @@ class StageAsset:
                 made[key] = self._accepted(tree, outcome)
             except SpatialError as error:
                 failed[key] = done = one_line(error)
+                ran = outcome.metadata
             else:
                 done = _done(outcome.result())
             level = logging.ERROR if key in failed else logging.INFO
@@ -98,7 +100,7 @@ class StageAsset:
         if failed:
             for key, metadata in made.items():
                 context.log_event(dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata))
-            raise _failure(failed, made)
+            raise _failure(failed, made, ran)
         for key, metadata in made.items():
             context.add_asset_metadata(metadata, asset_key=context.asset_key, partition_key=key)
         # One data version would stand for all keys of a range, so Dagster derives each from the code and the inputs.
@@ -109,14 +111,16 @@ class StageAsset:
     ) -> Iterator[dg.MaterializeResult[Any]]:
         """Make the one artifact of the asset and report its checks; blocking ones stop what follows."""
         tree = _load(settings)
+        ran: Mapping[str, Any] = {}
         try:
             (outcome,) = compute.run_all(context, Work(self.name, {"": self.call(tree, "")}))
+            ran = outcome.metadata
             report = outcome.result()
             # What a person would rather look at stands first.
             metadata = dict(self.preview(tree, report)) | materialization_metadata(report, tree, partitioned=False)
-            metadata |= outcome.metadata
+            metadata |= ran
         except SpatialError as error:
-            raise dg.Failure(one_line(error), allow_retries=False) from error
+            raise dg.Failure(one_line(error), metadata=ran, allow_retries=False) from error
         context.log.info(f"{self.name}: {_done(report)}")
         yield dg.MaterializeResult(
             metadata=metadata,
@@ -158,9 +162,10 @@ def _load(settings: SettingsResource) -> Settings:
         raise dg.Failure(one_line(error), allow_retries=False) from error
 
 
-def _failure(failed: Mapping[str, str], made: Mapping[str, Any]) -> dg.Failure:
+def _failure(failed: Mapping[str, str], made: Mapping[str, Any], ran: Mapping[str, Any]) -> dg.Failure:
+    """The failure that names the keys; `ran` says where the last of them ran."""
     if len(failed) == 1 and not made:
-        return dg.Failure(next(iter(failed.values())), allow_retries=False)
+        return dg.Failure(next(iter(failed.values())), metadata=ran, allow_retries=False)
     causes = "; ".join(f"{key}: {cause}" for key, cause in failed.items())
     return dg.Failure(
         f"{len(failed)} of {len(failed) + len(made)} partitions failed ({causes})",

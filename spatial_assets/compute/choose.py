@@ -10,8 +10,8 @@ def choose_runner(work: Work) -> Runner:
     """The runner of all calls of one asset, which share their settings."""
     compute = next(iter(work.calls.values())).settings.compute
     if compute.profile != "local" and work.asset not in compute.local_assets:
-        from spatial_assets.compute.cluster import ClusterJobs
+        from spatial_assets.compute.cluster import JobArray, SingleJob
 
-        return ClusterJobs()
+        return SingleJob() if len(work.calls) == 1 else JobArray()
     # What runs side by side would fight over the logging and random state of one process.
     return ChildProcess() if compute.isolation == "subprocess" or work.side_by_side else InProcess()

@@ -33,6 +33,7 @@ TERMINAL = frozenset(
         "TIMEOUT",
     }
 )
+VANISHED = "VANISHED"  # not a state of accounting: neither it nor the queue knows the task
 INTERRUPTED_CODE = 75  # by which a job says that it saved its pieces and wants to go on
 _AGAIN = "materialize again; finished pieces are kept"
 _FAILURES: dict[str, tuple[type[JobFailed], str]] = {
@@ -52,7 +53,7 @@ _FAILURES: dict[str, tuple[type[JobFailed], str]] = {
     "CANCELLED": (JobCancelled, ""),
     "NODE_FAIL": (NodeFailed, _AGAIN),
     "BOOT_FAIL": (NodeFailed, _AGAIN),
-    "VANISHED": (JobVanished, "neither the queue nor the accounting knows it; materialize again"),
+    VANISHED: (JobVanished, "neither the queue nor the accounting knows it; materialize again"),
 }
 _TAIL_LINES = 5
 _NEAR_LIMIT = 0.97  # of the memory asked for: accounting samples now and then, so a killed job's peak is above it

@@ -18,7 +18,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from spatial_core.cluster.ending import INTERRUPTED_CODE, TERMINAL, Ending, ending_of, failure_of, usage_record
+from spatial_core.cluster.ending import (
+    INTERRUPTED_CODE,
+    TERMINAL,
+    VANISHED,
+    Ending,
+    ending_of,
+    failure_of,
+    usage_record,
+)
 from spatial_core.cluster.identity import identity
 from spatial_core.cluster.ledger import Ledger, SubmissionRecord, TaskRecord, now
 from spatial_core.cluster.resources import Resources, resources_for
@@ -341,7 +349,7 @@ class Engine:
             if accounted is not None and accounted.state in TERMINAL:
                 ending = ending_of(task, accounted)
             elif look.accounting_silent is None and self._absent_for(watch) > self._compute.vanished_after_s:
-                ending = Ending(task, "VANISHED")
+                ending = Ending(task, VANISHED)
             else:
                 continue
             if task in look.lines and not watch.said.closed:

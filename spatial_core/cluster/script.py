@@ -107,10 +107,12 @@ def render(
     compute = settings.compute
     folder = f"{settings.jobs_dir}/{name}"
     (stage,) = {call.stage for call in calls.values()}
-    files = {"job.sh": _script(stage, resources, compute, folder, python)}
+    files = {"job.sh": job_script(stage, resources, compute, folder, python)}
     for index, key in enumerate(keys):
         environment = pipes_environment(asset, key, run_id, job_name, message_file(folder, index))
         files[f"tasks/{index}.json"] = Task(calls[key], environment, compute.scratch, requeue=True).to_json()
+    # B: to the batch shell, which is the stage's own process. Without it only job steps are told, and there are none.
+    signal = end_signal(compute.end_signal_s, resources)
     options = (
         f"--job-name={name}",
         f"--comment=spatial {asset} {run_id}",
@@ -119,22 +121,20 @@ def render(
         "--open-mode=append",
         "--export=ALL",  # of an environment that `beside_scheduler` has cleared of everything else
         "--requeue",
-        *_end_signal(compute.end_signal_s, resources),
+        *([f"--signal=B:{signal}"] if signal else []),
         *([f"--array=0-{len(keys) - 1}%{resources.max_parallel}"] if len(keys) > 1 else []),
         *resources.options(),
     )
     return Submission(name, folder, options, files, keys)
 
 
-def _end_signal(seconds: int, resources: Resources) -> list[str]:
-    """Tell the job some time before its limit. The signal may come a minute early, so short jobs get none."""
-    if limit_seconds(resources.time_limit) < 3 * (seconds + 60):
-        return []
-    # B: to the batch shell, which is the stage's own process. Without it only job steps are told, and there are none.
-    return [f"--signal=B:TERM@{seconds}"]
+def end_signal(seconds: int, resources: Resources) -> str | None:
+    """The signal that tells a job some time before its limit. It may come a minute early, so short jobs get none."""
+    return f"TERM@{seconds}" if limit_seconds(resources.time_limit) >= 3 * (seconds + 60) else None
 
 
-def _script(stage: str, resources: Resources, compute: ComputeSection, folder: str, python: Path) -> str:
+def job_script(stage: str, resources: Resources, compute: ComputeSection, folder: str, python: Path) -> str:
+    """The script of a job folder: `setup`, then the stage in place of the shell."""
     task = f'{shlex.quote(folder)}/tasks/"${{SLURM_ARRAY_TASK_ID:-0}}".json'
     prefix = shlex.join(compute.container)
     job = f"-m spatial_core.jobs {shlex.quote(stage)} --task {task}"

@@ -22,7 +22,10 @@ from spatial_core.lake.catalogue import CATALOGUE
 
 ROOT = Path(__file__).parents[2]
 SNAPSHOT = Path(__file__).parent / "snapshots" / "asset_graph.json"
-HEAVY = ("torch", "transformers", "mlflow", "optuna", "sklearn", "pandas", "matplotlib", "plotly", "faiss", "scipy")
+HEAVY = (
+    "torch", "transformers", "mlflow", "optuna", "sklearn", "pandas", "matplotlib", "plotly", "faiss", "scipy",
+    "dagster_slurm",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from spatial_core.cluster.transport import transport_for
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ClusterError
 
-JOB_TAG = "spatial/cluster_job"
+JOB_TAG = "cluster_job/{asset}"
 _ENDING = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
 
 
@@ -75,7 +75,8 @@ class Follower:
             f"{submission.asset}: {how}{f', {tasks} tasks' if tasks > 1 else ''} in {submission.folder}; "
             f"look at it with: squeue -j {submission.job} or: sacct -j {submission.job}"
         )
-        self._context.instance.add_run_tags(self._context.run.run_id, {JOB_TAG: ",".join(self._jobs)})
+        tag = JOB_TAG.format(asset=submission.asset)
+        self._context.instance.add_run_tags(self._context.run.run_id, {tag: ",".join(self._jobs)})
 
 
 def engine_for(

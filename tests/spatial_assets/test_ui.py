@@ -5,17 +5,9 @@ With SPATIAL_SCREENSHOTS naming a folder, the pictures of the documentation are 
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-ROOT = Path(__file__).parents[2]
+from tests.dagster_server import Server
+
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = [
     "--no-sandbox",
@@ -35,90 +28,14 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# The machine of a test run may be busy; a step that really hangs fails all the same.
-PATIENCE_S = 600
-STATUSES = """
-query {
-  assetNodes {
-    assetKey { path }
-    assetMaterializations(limit: 50) { partition runId }
-  }
-  runsOrError { ... on Runs { results { runId status tags { key value } } } }
-}
-"""
-
-
-class Server:
-    """`dagster dev` of this checkout on an instance and a lake of its own."""
-
-    def __init__(self, home: Path, config: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.log = home / "dev.log"
-        environment = {**os.environ, "DAGSTER_HOME": str(home), "SPATIAL_CONFIG": str(config)}
-        command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", str(port)]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-
-    def stop(self) -> None:
-        """End the server, its daemon and its code server."""
-        os.killpg(self.process.pid, signal.SIGINT)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-    def ask(self, query: str) -> dict[str, Any]:
-        """Answer to a GraphQL query."""
-        request = urllib.request.Request(  # noqa: S310 - loopback
-            f"{self.url}/graphql", json.dumps({"query": query}).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310 - loopback
-            data: dict[str, Any] = json.load(answer)["data"]
-        return data
-
-    def made(self) -> dict[str, set[str]]:
-        """Asset -> partitions materialized so far ("" for single assets); fails on a failed run."""
-        data = self.ask(STATUSES)
-        failed = [run for run in data["runsOrError"]["results"] if run["status"] == "FAILURE"]
-        assert not failed, f"{failed}\n{self.log.read_text()[-3000:]}"
-        return {
-            node["assetKey"]["path"][-1]: {event["partition"] or "" for event in node["assetMaterializations"]}
-            for node in data["assetNodes"]
-        }
-
-    def wait(self, what: str, ready: Callable[[], bool]) -> None:
-        """Poll until something is so.
-
-        Raises:
-            AssertionError: with the end of the server's log, when it does not come to be.
-        """
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()[-3000:]
-            try:
-                if ready():
-                    return
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                if what != "server":
-                    raise
-            time.sleep(2)
-        raise AssertionError(f"{what} did not happen within {PATIENCE_S} s; {self.log.read_text()[-3000:]}")
 
 
 @pytest.fixture
 def server(tmp_path: Path, lake: Any) -> Iterator[Server]:
-    home = tmp_path / "home"
-    home.mkdir()
-    shutil.copy(ROOT / "dagster_home" / "dagster.yaml", home)
     lake.write_small()
-    running = Server(home, lake.config)
+    running = Server(tmp_path / "home", lake.config)
     try:
-        running.wait("server", lambda: bool(running.ask("query { version }")))
+        running.wait_ready()
         yield running
     finally:
         running.stop()
@@ -182,11 +99,11 @@ def test_a_person_drops_files_and_gets_vectors(server: Server, page: Page, lake:
     shoot(page, "retrieval_report")
 
     # A backfill is launched from the partitions of an asset.
-    runs = len(server.ask(STATUSES)["runsOrError"]["results"])
+    runs = len(server.runs())
     page.goto(f"{server.url}/assets/fingerprints?view=partitions")
     page.get_by_text("0901", exact=True).first.wait_for()
     shoot(page, "partitions")
     page.get_by_role("button", name="Materialize").first.click()
     page.get_by_role("dialog").get_by_role("button", name="All", exact=True).click()
     page.get_by_role("button", name="Launch backfill").click()
-    server.wait("backfill", lambda: len(server.ask(STATUSES)["runsOrError"]["results"]) > runs)
+    server.wait("backfill", lambda: len(server.runs()) > runs)

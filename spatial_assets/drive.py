@@ -238,9 +238,15 @@ class _Drive:
         )
         if result.success:
             return
-        causes = self.compute.causes or [
-            f"{event.step_key}: {event.step_failure_data.error_display_string.splitlines()[0]}"
-            for event in result.all_events
-            if event.is_step_failure
-        ]
+        causes = self.compute.causes or [_cause(event) for event in result.all_events if event.is_step_failure]
         raise StageFailed(causes[0] if causes else f"run {result.run_id} failed")
+
+
+def _cause(event: dg.DagsterEvent) -> str:
+    """Why a step failed, in one line: what the asset said, else the innermost error."""
+    data = event.step_failure_data
+    said = data.user_failure_data.description if data.user_failure_data else None
+    error = data.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return f"{event.step_key}: {said or ' '.join(str(error.message if error else 'no cause recorded').split())}"

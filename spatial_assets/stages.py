@@ -86,17 +86,20 @@ class StageAsset:
         ran: Mapping[str, Any] = {}
         keys = list(context.partition_keys)
         work = Work(self.name, {key: self.call(tree, key) for key in keys})
-        for number, outcome in enumerate(compute.run_all(context, work), start=1):
-            key = outcome.key
-            try:
-                made[key] = self._accepted(tree, outcome)
-            except SpatialError as error:
-                failed[key] = done = one_line(error)
-                ran = outcome.metadata
-            else:
-                done = _done(outcome.result())
-            level = logging.ERROR if key in failed else logging.INFO
-            context.log.log(level, f"{self.name} {key} ({number} of {len(keys)}): {done}")
+        try:
+            for number, outcome in enumerate(compute.run_all(context, work), start=1):
+                key = outcome.key
+                try:
+                    made[key] = self._accepted(tree, outcome)
+                except SpatialError as error:
+                    failed[key] = done = one_line(error)
+                    ran = outcome.metadata
+                else:
+                    done = _done(outcome.result())
+                level = logging.ERROR if key in failed else logging.INFO
+                context.log.log(level, f"{self.name} {key} ({number} of {len(keys)}): {done}")
+        except SpatialError as error:  # not one call, but the means to run them
+            failed |= {key: one_line(error) for key in keys if key not in made and key not in failed}
         if failed:
             for key, metadata in made.items():
                 context.log_event(dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata))

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.slurm.client import Slurm
-
 from spatial_core.cluster.resources import DEFAULTS
 from spatial_core.config.settings import Settings, load_settings
 from spatial_core.jobs.registry import StageCall, run_stage
+from tests.slurm.client import Slurm
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL: dict[str, dict[str, Any]] = {

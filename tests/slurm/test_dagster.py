@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.slurm.client import Slurm
 
 from spatial_core.cluster.ledger import Ledger
 from tests.dagster_server import ROOT, Server
+from tests.slurm.client import Slurm
 from tests.slurm.lakes import REPOSITORY, ClusterLake
 
 pytestmark = pytest.mark.slow

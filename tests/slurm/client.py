@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tests.slurm.cluster.cluster import Cluster
-from tests.slurm.cluster.layout import DAEMONS
+from tests.slurm.cluster.layout import DAEMONS, NODES
 
 Value = TypeVar("Value")
 
@@ -164,14 +164,15 @@ class Slurm:
             self.cluster.stop(name, hard=hard)
 
     def heal(self) -> None:
-        """Everything up again, whatever a test stopped or froze."""
+        """Everything up again, whatever a test stopped, froze or drained; returns when both nodes take jobs."""
         for name in DAEMONS:
             self.cluster.thaw(name)
-            if not self.cluster.running(name):
-                self.cluster.start(name)
+            if name in NODES and "DRAIN" in self.cluster.node_troubles(name):
+                self.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
+            self.cluster.start(name)
 
     def wait_for(
-        self, predicate: Callable[[], Value], timeout_s: float = 60, *, what: str = "it", every_s: float = 0.2
+        self, predicate: Callable[[], Value], timeout_s: float = 120, *, what: str = "it", every_s: float = 0.2
     ) -> Value:
         """The predicate's first true value. Raises TimeoutError with what was waited for, the last value, the queue."""
         end = time.monotonic() + timeout_s
@@ -182,7 +183,7 @@ class Slurm:
             time.sleep(every_s)
         return value
 
-    def wait_state(self, job: str, *states: str, timeout_s: float = 60) -> str:
+    def wait_state(self, job: str, *states: str, timeout_s: float = 120) -> str:
         """Wait until a job is in one of the states; which. Fails at once when it ended in another."""
 
         def reached() -> str:
@@ -193,7 +194,7 @@ class Slurm:
 
         return self.wait_for(reached, timeout_s, what=f"job {job} in {' or '.join(states)}")
 
-    def ended(self, job: str, timeout_s: float = 60) -> Accounted:
+    def ended(self, job: str, timeout_s: float = 120) -> Accounted:
         """The job's row of sacct once it is over; steps are left out.
 
         While the controller knows a job it has the last word: a requeued one still has its former end in accounting.

@@ -13,9 +13,9 @@ What was tried on Slurm 22.05 is said at each recipe.
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 
 from tests.slurm.client import Slurm
 
@@ -69,8 +69,16 @@ def reach_time_limit(slurm: Slurm, job: str) -> None:
     shortest limit takes 60 to 90 s; moving the end leaves the 30 s.
     """
     slurm.wait_state(job, "RUNNING")
-    soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 2))
-    slurm.run("scontrol", "update", f"JobId={job}", f"EndTime={soon}")
+    slurm.run("scontrol", "update", f"JobId={job}", f"EndTime={_in(2)}")
+
+
+def warn_of_time_limit(slurm: Slurm, job: str, ahead_s: int) -> None:
+    """The signal of --signal=B:TERM@AHEAD reaches the running job within half a minute, AHEAD seconds before its end.
+
+    A job that exits with 0 then is COMPLETED, however little it had done.
+    """
+    slurm.wait_state(job, "RUNNING")
+    slurm.run("scontrol", "update", f"JobId={job}", f"EndTime={_in(ahead_s)}")
 
 
 def occupy(slurm: Slurm, node: str) -> str:
@@ -87,8 +95,7 @@ def miss_deadline(slurm: Slurm, job: str) -> None:
     Jobs that are held, wait for a dependency or for --begin are not looked at until they could start.
     """
     slurm.wait_state(job, "PENDING")
-    soon = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(time.time() + 2))
-    slurm.run("scontrol", "update", f"JobId={job}", f"Deadline={soon}")
+    slurm.run("scontrol", "update", f"JobId={job}", f"Deadline={_in(2)}")
 
 
 def preempt(slurm: Slurm, job: str, *, for_s: float = 2) -> str:
@@ -119,3 +126,8 @@ def power_cut(slurm: Slurm, node: str) -> Iterator[None]:
         yield
     finally:
         slurm.start(node)
+
+
+def _in(seconds: float) -> str:
+    """A time from now, as scontrol reads it."""
+    return (datetime.now() + timedelta(seconds=seconds)).isoformat(timespec="seconds")

@@ -21,6 +21,7 @@ class Started:
 
     completed: str
     over_time: str
+    warned: str
     requeued: str
 
 
@@ -29,10 +30,13 @@ def started(slurm: Slurm) -> Started:
     """Send the slow ones on their way."""
     completed = slurm.sbatch(*recipes.SMALL, run=["sh", "-c", 'echo "on $SLURMD_NODENAME in $SLURM_TMPDIR"'])
     over_time = slurm.sbatch(*recipes.SMALL, "--time=5", run=recipes.sleeps(300))
+    warned = slurm.sbatch(*recipes.SMALL, "--time=5", "--signal=B:TERM@60", run=recipes.notes_term(300))
     requeued = slurm.sbatch(*recipes.SMALL, "--requeue", "--open-mode=append", run=["sh", "-c", "date +%s; sleep 3"])
     recipes.reach_time_limit(slurm, over_time)
+    slurm.wait_for(lambda: "ready" in slurm.log(warned), what="the job's first words")
+    recipes.warn_of_time_limit(slurm, warned, 60)
     recipes.requeue(slurm, requeued)
-    return Started(completed, over_time, requeued)
+    return Started(completed, over_time, warned, requeued)
 
 
 def test_completed_with_a_row_a_log_and_node_local_scratch(slurm: Slurm, started: Started) -> None:
@@ -83,7 +87,7 @@ def test_out_of_memory(slurm: Slurm) -> None:
 def test_an_array_keeps_to_its_limit(slurm: Slurm) -> None:
     marks = slurm.work / "marks"
     marks.mkdir(exist_ok=True)
-    body = f"touch {marks}/$SLURM_ARRAY_TASK_ID; ls {marks} | wc -l; sleep 1; rm {marks}/$SLURM_ARRAY_TASK_ID; "
+    body = f"touch {marks}/$SLURM_ARRAY_TASK_ID; ls {marks} | wc -l; sleep 2; rm {marks}/$SLURM_ARRAY_TASK_ID; "
     body += "exit $(( SLURM_ARRAY_TASK_ID == 3 ))"
     job = slurm.sbatch(*recipes.SMALL, "--array=0-5%2", f"--output={slurm.work}/logs/%A_%a.out", run=["sh", "-c", body])
     ends = {task: slurm.ended(f"{job}_{task}").state for task in range(6)}
@@ -99,6 +103,14 @@ def test_gpus_are_given_out(slurm: Slurm) -> None:
     assert "gres/gpu=1" in slurm.ended(one).tres
     assert "gres/gpu=2" in slurm.ended(both).tres
     assert slurm.log(both) == "0,1\n"
+
+
+def test_one_job_over_both_nodes(slurm: Slurm) -> None:
+    job = slurm.sbatch(
+        "--partition=both", "--nodes=2", "--ntasks=2", "--mem=64M", run=["srun", "sh", "-c", "echo $SLURMD_NODENAME"]
+    )
+    assert slurm.ended(job).state == "COMPLETED"
+    assert sorted(slurm.log(job).split()) == ["node1", "node2"]
 
 
 def test_urgent_preempts_by_cancelling_and_by_requeueing(slurm: Slurm) -> None:
@@ -137,6 +149,12 @@ def test_a_lost_node(slurm: Slurm) -> None:
 def test_over_its_time_limit(slurm: Slurm, started: Started) -> None:
     row = slurm.ended(started.over_time)
     assert (row.state, row.exit_code) == ("TIMEOUT", "0:0")
+
+
+def test_warned_before_its_time_limit(slurm: Slurm, started: Started) -> None:
+    row = slurm.ended(started.warned)
+    assert (row.state, row.exit_code) == ("COMPLETED", "0:0")
+    assert "asked to end" in slurm.log(started.warned)
 
 
 def test_requeued_and_run_again(slurm: Slurm, started: Started) -> None:
@@ -201,6 +219,17 @@ def test_a_frozen_controller_answers_when_thawed(slurm: Slurm) -> None:
         slurm.run("squeue", timeout_s=2)
     slurm.cluster.thaw("slurmctld")
     assert slurm.run("scontrol", "ping").endswith("is UP")
+
+
+def test_what_a_test_breaks_is_healed(slurm: Slurm) -> None:
+    slurm.run("scontrol", "update", "NodeName=node1", "State=DRAIN", "Reason=broken by a test")
+    slurm.stop("node2", "sshd")
+    slurm.cluster.freeze("slurmdbd")
+    assert slurm.cluster.node_troubles("node1")
+    assert slurm.cluster.node_troubles("node2")
+    slurm.heal()
+    assert slurm.ended(slurm.sbatch("--partition=both", "--nodes=2", *recipes.SMALL)).state == "COMPLETED"
+    assert slurm.run(*slurm.ssh.argv("echo", "back")) == "back"
 
 
 def test_a_finished_job_is_forgotten_by_the_queue_but_not_by_accounting(slurm: Slurm, started: Started) -> None:

@@ -26,6 +26,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.command in {"start", "stop"} and arguments.daemon is None:
         parser.error(f"{arguments.command} needs one of {', '.join(DAEMONS)}")
+    if arguments.command in {"down", "status", "stop"} and not arguments.dir.exists():
+        _say(f"no cluster was ever started in {arguments.dir}")
+        return 0
     cluster = Cluster(Layout(arguments.dir.resolve()))
     try:
         if arguments.command == "hold":

@@ -1,14 +1,15 @@
 """A real SLURM on this machine, on loopback only: its daemons started, stopped, killed and frozen one by one.
 
 Two slurmd processes play two nodes: node1 has CPUs only, node2 two GPUs that are none. Partitions: `cpu` (node1),
-`gpu` (node2), `scavenge` and `scavenge_requeue` (both nodes; preempted by cancelling, by requeueing) and `urgent`
-(both nodes; preempts the two before it).
+`gpu` (node2), `both`, and, over both nodes, `scavenge` (preempted by cancelling), `scavenge_requeue` (preempted by
+requeueing) and `urgent` (preempts these two).
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -88,16 +89,22 @@ class Cluster:
 
     def down(self) -> None:
         """Cancel every job and end every daemon, and what a killed one left behind; nothing of anybody else's."""
-        if not self.layout.root.exists():
-            return
+        stubborn: list[ClusterError] = []
         with self._locked():
             for name in reversed(DAEMONS):
-                if name == "slurmctld" and self.running("slurmctld"):
-                    self._cancel_all()
-                self.stop(name)
+                self.thaw(name)
+            if self.running("slurmctld"):
+                self._cancel_all()
+            for name in reversed(DAEMONS):
+                try:
+                    self.stop(name)
+                except ClusterError as error:  # it was killed; the others still have to go
+                    stubborn.append(error)
                 if name in NODES:
                     self._kill_processes_of(name)
             kill_all(self.login_processes())
+        if stubborn:
+            raise stubborn[0]
 
     def running(self, name: str) -> bool:
         """Whether a daemon's process exists, frozen or not."""
@@ -148,8 +155,9 @@ class Cluster:
             return ""
         line = self._command("scontrol", "--oneliner", "show", "node", node).stdout
         state = line.partition(" State=")[2].partition(" ")[0]
-        serves = state.split("+")[0] in {"IDLE", "MIXED", "ALLOCATED"} and "NOT_RESPONDING" not in state
-        return "" if serves and "*" not in state else f"the controller has it as {state or 'unknown'}"
+        base, *flags = state.split("+")
+        serves = base in {"IDLE", "MIXED", "ALLOCATED"} and not {"DRAIN", "NOT_RESPONDING"}.intersection(flags)
+        return "" if serves else f"the controller has it as {state or 'unknown'}"
 
     def _daemon(self, name: str, argv: tuple[str, ...], unready: Callable[[], str]) -> Daemon:
         files = (self.layout.run / f"{name}.pid", self.layout.log / f"{name}.out")
@@ -181,10 +189,13 @@ class Cluster:
         )
 
     def _install_database(self) -> None:
-        if (self.layout.database / "mysql").exists():
+        if self.layout.database.exists():
             return
-        options = (f"--datadir={self.layout.database}", f"--user={psutil.Process().username()}", "--skip-test-db")
+        unfinished = self.layout.root / "database.unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        options = (f"--datadir={unfinished}", f"--user={psutil.Process().username()}", "--skip-test-db")
         self._run("mariadb-install-db", "--no-defaults", *options, timeout_s=120)
+        unfinished.rename(self.layout.database)
 
     def _register(self) -> None:
         """Make the cluster known to accounting, which slurmctld needs to find on its first start."""
@@ -192,8 +203,9 @@ class Cluster:
             self._run("sacctmgr", "-i", "add", "cluster", CLUSTER)
 
     def _cancel_all(self) -> None:
-        self._run("scancel", "--user", psutil.Process().username())
-        end = time.monotonic() + 15
+        """As far as the controller answers; what still runs afterwards is killed with its node."""
+        self._command("scancel", "--user", psutil.Process().username())
+        end = time.monotonic() + 5
         while self._command("squeue", "-h", "-o", "%i").stdout and time.monotonic() < end:
             time.sleep(0.1)
 

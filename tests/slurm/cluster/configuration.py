@@ -76,7 +76,7 @@ AuthType=auth/munge
 # A requeued job waits as long as a credential lives: 120 s where nothing is said.
 AuthInfo=socket={socket_path},cred_expire=10
 CredType=cred/munge
-CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
+{"CommunicationParameters=NoInAddrAny,NoCtldInAddrAny" if _is_loopback(host) else ""}
 StateSaveLocation={layout.state}
 SlurmdSpoolDir={layout.root}/spool-%n
 SlurmctldPidFile={layout.run}/slurmctld.own
@@ -122,10 +122,22 @@ GresTypes=gpu
 {nodes[1]} Gres=gpu:h100:2
 PartitionName=cpu Nodes=node1 Default=YES MaxTime=1-00:00:00 PriorityTier=10 PreemptMode=OFF
 PartitionName=gpu Nodes=node2 MaxTime=1-00:00:00 PriorityTier=10 PreemptMode=OFF
+PartitionName=both Nodes=node1,node2 MaxTime=1-00:00:00 PriorityTier=10 PreemptMode=OFF
 PartitionName=scavenge Nodes=node1,node2 MaxTime=1-00:00:00 PriorityTier=1 PreemptMode=CANCEL
 PartitionName=scavenge_requeue Nodes=node1,node2 MaxTime=1-00:00:00 PriorityTier=1 PreemptMode=REQUEUE
 PartitionName=urgent Nodes=node1,node2 MaxTime=1-00:00:00 PriorityTier=100 PreemptMode=OFF
 """
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether this host's name means loopback: SLURM binds to what the name resolves to, or to every address.
+
+    Where it means something else, nothing but munge's key keeps others out, as on every cluster.
+    """
+    try:
+        return socket.gethostbyname(host).startswith("127.")
+    except socket.gaierror:
+        return False
 
 
 _GRES = """# Two GPUs that are none: their device files exist, and CUDA_VISIBLE_DEVICES is set as for real ones.

@@ -141,7 +141,7 @@ class Layout:
     def make_folders(self) -> None:
         """Create every folder; those another user must pass through are open to read."""
         folders = (self.etc, self.run, self.log, self.munge, self.scratch, self.work)
-        for folder in (self.root, *folders, self.state, self.database, self.ssh, *map(self.spool, NODES)):
+        for folder in (self.root, *folders, self.state, self.ssh, *map(self.spool, NODES)):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.root, *folders):
             folder.chmod(0o755)

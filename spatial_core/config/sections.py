@@ -1,7 +1,8 @@
 """Every setting, by section: its name, unit or meaning, default and bounds. Nothing here reads files.
 
-Sections and names up to `logging` are those of the earlier pipeline's `config.toml`, so such a file loads unchanged;
-keys that pipeline did not have are ours. Paths left unset are derived from `paths.data_dir`.
+Sections and names up to `logging` are those of the earlier pipeline's `config.toml`, so such a file loads unchanged
+(`config.earlier` moves keys that stood in another section); keys that pipeline did not have are ours. Paths left unset
+are derived from `paths.data_dir`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class ProcessTarSection(Section):
     """tar -> intermediates."""
 
     tar_name_pattern: str = Field(r"\d{4}\.tar", description="regular expression a tar's whole file name must match")
-    max_rejected_fraction: float = Field(0.5, ge=0, le=1, description="the check fails above this share of rejects")
+    max_rejected_fraction: float = Field(
+        0.5, ge=0, le=1, description="the check fails above this share of rejected files"
+    )
     row_group_size: PositiveInt = Field(50_000, description="rows a row group, and the bound on rows held in memory")
 
 
@@ -178,7 +181,10 @@ class InfrastructureSection(Section):
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N")
     threads: int = Field(0, ge=0, description="decode and compute threads; 0 = the cores this process may use")
     distance_dtype: Literal["float32", "float64"] = Field("float32", description="type of the visual distances")
-    batch_size: PositiveInt = Field(100_000, description="anchors a block of the neighbour search, at most")
+    batch_size: PositiveInt = Field(
+        100_000,
+        description="anchors a block of the neighbour search, at most; data.batch_size where only that is given",
+    )
     row_group_size: PositiveInt = Field(50_000, description="rows a row group of the difficulty table")
 
 
@@ -220,6 +226,9 @@ class LoggingSection(Section):
     mlflow_tracking_uri: str | None = Field(None, description="MLflow server or database; default sqlite in data_dir")
     mlflow_experiment: str | None = Field(
         None, description="experiment; default wandb_project, else spatial-embeddings"
+    )
+    report_port: int = Field(
+        3001, ge=1, le=65535, description="port of 127.0.0.1 that `spatial report` shows the retrieval report on"
     )
     wandb_enabled: bool = Field(True, description="accepted for old files; false also turns MLflow tracking off")
     wandb_project: str | None = Field(None, description="accepted for old files: names the MLflow experiment")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import difflib
 import json
 import os
-import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spatial_core.config import sections as s
 from spatial_core.config.compute import ComputeSection, ResourcesSection
+from spatial_core.config.earlier import share_batch_size
+from spatial_core.config.sources import Given
 from spatial_core.errors import ConfigError
 from spatial_core.storage.digests import digest_json
 
-ENV_PREFIX = "SPATIAL_"
 CONFIG_VARIABLE = "SPATIAL_CONFIG"
 _HEAD_KEYS = frozenset(s.TrainingModelSection.model_fields)
 # What changes where or how fast a result is computed, or how it is watched, is not part of its identity.
@@ -86,6 +86,7 @@ class Settings(BaseModel):
     watch: s.WatchSection = Field(default_factory=s.WatchSection)
     demo: s.DemoSection = Field(default_factory=s.DemoSection)
     base_dir: Path = Field(default_factory=Path.cwd, exclude=True, description="what relative paths are relative to")
+    moved: tuple[str, ...] = Field((), exclude=True, description="keys that stood in another section, one line each")
 
     @property
     def seed(self) -> int:
@@ -132,6 +133,9 @@ class Settings(BaseModel):
 
     def notices(self) -> list[str]:
         """Keys of the earlier pipeline that are mapped to something else or have no effect here."""
+        return [*self.moved, *self._unused()]
+
+    def _unused(self) -> list[str]:
         given = self.logging.model_fields_set
         texts = {
             "wandb_enabled": "logging.wandb_enabled switches MLflow tracking here",
@@ -160,13 +164,14 @@ class Settings(BaseModel):
     def to_json(self) -> str:
         """The tree as JSON for another process; `from_json` restores it with the same base folder."""
         tree = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
-        return json.dumps({"base_dir": str(self.base_dir), "tree": tree}, sort_keys=True)
+        record = {"base_dir": str(self.base_dir), "moved": list(self.moved), "tree": tree}
+        return json.dumps(record, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> Settings:
         """Inverse of `to_json`."""
         record = json.loads(text)
-        return cls(**record["tree"], base_dir=Path(record["base_dir"]))
+        return cls(**record["tree"], base_dir=Path(record["base_dir"]), moved=tuple(record["moved"]))
 
     def absolute(self, path: Path) -> Path:
         """A path of the settings file: relative ones are relative to its folder."""
@@ -195,82 +200,34 @@ def load_settings(
         path = Path(environ[CONFIG_VARIABLE])
     elif path is None and Path("config.toml").is_file():
         path = Path("config.toml")
-    tree: dict[str, Any] = {}
+    given = Given(
+        "settings" if path is None else str(path), {name: m.model_fields for name, m in section_models().items()}
+    )
     base_dir = Path.cwd()
-    origin = "settings"
     if path is not None:
-        tree = _read_toml(path)
+        given.add_file(path)
         base_dir = path.resolve().parent
-        origin = str(path)
-    origins: dict[tuple[str, str], str] = {}
-    for section, key, value in _from_environment(environ):
-        _put(tree, section, key, value)
-        origins[section, key[0]] = f"{ENV_PREFIX}{section}__{'__'.join(key)}".upper()
+    given.add_environment(environ)
     for override in overrides:
-        section, key, value = _parse_override(override)
-        _put(tree, section, key, value)
-        origins[section, key[0]] = f"--set {section}.{'.'.join(key)}"
+        given.add_override(override)
+    share_batch_size(given.tree)
+    for name in {"base_dir", "moved"} & given.tree.keys():
+        raise ConfigError(f"{given.file}: unknown section {name}; sections are {', '.join(section_models())}")
     try:
-        return Settings(**tree, base_dir=base_dir)
+        return Settings(**given.tree, base_dir=base_dir, moved=tuple(given.notes))
     except ValidationError as error:
-        faulty = {tuple(map(str, fault["loc"][:2])) for fault in error.errors()}
-        named = [text for place, text in origins.items() if place in faulty or place[:1] in faulty]
-        raise ConfigError(f"{', '.join(named) or origin}: {_explain(error)}") from error
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    if path.suffix != ".toml":
-        raise ConfigError(f"{path}: settings are read from a .toml file")
-    try:
-        with path.open("rb") as handle:
-            return tomllib.load(handle)
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML ({error})") from error
+        origin, elsewhere = given.origin_of({tuple(map(str, fault["loc"][:2])) for fault in error.errors()})
+        hint = f" (given as {elsewhere})" if elsewhere else ""
+        raise ConfigError(f"{origin}: {_explain(error)}{hint}") from error
 
 
 def section_models() -> dict[str, type[s.Section]]:
     """Section name as written in TOML -> its model, in order."""
     names: dict[str, type[s.Section]] = {}
-    for name, field in Settings.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, s.Section):
-            names[field.alias or name] = field.annotation
+    for name, info in Settings.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, s.Section):
+            names[info.alias or name] = info.annotation
     return names
-
-
-def _from_environment(environ: Mapping[str, str]) -> list[tuple[str, list[str], Any]]:
-    found = []
-    for name, text in sorted(environ.items()):
-        if name.startswith(ENV_PREFIX) and "__" in name:
-            section, *key = name[len(ENV_PREFIX) :].lower().split("__")
-            found.append((section, key, _parse_value(text)))
-    return found
-
-
-def _parse_override(text: str) -> tuple[str, list[str], Any]:
-    name, equals, value = text.partition("=")
-    section, *key = name.strip().split(".")
-    if not (equals and section and key and all(key)):
-        raise ConfigError(f"--set {text}: expected section.key=value")
-    return section, key, _parse_value(value.strip())
-
-
-def _put(tree: dict[str, Any], section: str, key: list[str], value: Any) -> None:
-    """Set a key of a section, or of a table inside it: ("compute", ["resources", "merged_splits", "mem"])."""
-    table = tree.setdefault(section, {})
-    for name in key[:-1]:
-        table = table.setdefault(name, {})
-        if not isinstance(table, dict):
-            raise ConfigError(f"{section}.{'.'.join(key)}: {name} is not a table")
-    table[key[-1]] = value
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
 
 
 def _explain(error: ValidationError) -> str:

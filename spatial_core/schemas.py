@@ -71,6 +71,9 @@ REJECTS = pa.schema(
     ]
 )
 
+# The reason of folder entries: they hold nothing that could be lost, so they are listed but are no sign of a bad tar.
+FOLDER_REASON = "directory"
+
 DIFFICULTY = pa.schema(
     [
         column("target_coord_hash", pa.string(), "the anchor's streetview_image_id (an older name, kept)"),

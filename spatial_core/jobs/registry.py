@@ -40,7 +40,7 @@ class Stage:
 
 
 STAGES: dict[str, Stage] = {
-    "ingest": Stage("spatial_core.street_view.ingest:ingest_tar", "1", ("tar", "output_dir")),
+    "ingest": Stage("spatial_core.street_view.ingest:ingest_tar", "2", ("tar", "output_dir")),
     "fingerprint": Stage(
         "spatial_core.street_view.fingerprints:fingerprint_tar", "1", ("tar", "intermediates", "output_dir")
     ),

@@ -16,7 +16,7 @@ import pyarrow as pa
 from spatial_core import schemas
 from spatial_core.config.settings import Settings
 from spatial_core.errors import SpatialError
-from spatial_core.lake.sql import connect, quoted
+from spatial_core.lake.duck import connect, quoted
 from spatial_core.quality.outcome import CheckOutcome, judge
 from spatial_core.storage.parquet import open_parquet, vectors_to_numpy
 from spatial_core.storage.provenance import verify_artifact
@@ -55,7 +55,7 @@ def vector_faults(path: Path, column: str, *, unit: bool) -> tuple[list[str], in
 
 
 def intermediates_sound(path: Path, settings: Settings) -> CheckOutcome:
-    """Schema, rows, unique image ids, coordinates, and the share of rejected members."""
+    """Schema, rows, unique image ids, coordinates, and the share of rejected members, folder entries left out."""
     schemas.require(open_parquet(path).schema_arrow, schemas.INTERMEDIATES, str(path))
     found = _row(
         "select count(*) as rows, count(distinct streetview_image_id) as images, "
@@ -64,9 +64,15 @@ def intermediates_sound(path: Path, settings: Settings) -> CheckOutcome:
         f"count(*) filter (image_bytes <= 0 or image_offset < 512) as misplaced from {_table(path)}"
     )
     rejects = path.with_name(f"{path.stem}_rejects.parquet")
-    rejected = _row(f"select count(*) as members from {_table(rejects)}")["members"] if rejects.exists() else 0
-    members = rejected + 2 * found["rows"]
-    fraction = rejected / members if members else 0.0
+    refused = {"rejected": 0, "folders": 0}
+    if rejects.exists():
+        refused = _row(
+            f"select count(*) filter (reason <> {quoted(schemas.FOLDER_REASON)}) as rejected, "
+            f"count(*) filter (reason = {quoted(schemas.FOLDER_REASON)}) as folders from {_table(rejects)}"
+        )
+    rejected = refused["rejected"]
+    files = rejected + 2 * found["rows"]
+    fraction = rejected / files if files else 0.0
     faults = []
     if not found["rows"]:
         faults.append("no images")
@@ -78,11 +84,11 @@ def intermediates_sound(path: Path, settings: Settings) -> CheckOutcome:
         faults.append(f"{found['misplaced']} images without a place in the tar")
     if fraction > settings.process_tar.max_rejected_fraction:
         faults.append(
-            f"{rejected} of {members} members rejected ({fraction:.0%}), "
+            f"{rejected} of {files} files rejected ({fraction:.0%}), "
             f"above process_tar.max_rejected_fraction = {settings.process_tar.max_rejected_fraction:.0%}; see {rejects}"
         )
-    summary = f"{found['rows']} images of {found['buildings']} buildings, {rejected} of {members} members rejected"
-    return judge("intermediates_sound", faults, summary, rejected=rejected, members=members, **found)
+    summary = f"{found['rows']} images of {found['buildings']} buildings, {rejected} of {files} files rejected"
+    return judge("intermediates_sound", faults, summary, members=files + refused["folders"], **refused, **found)
 
 
 def _per_tar_vectors(name: str, path: Path, column: str, *, vectors: bool) -> CheckOutcome:

@@ -126,6 +126,28 @@ def record_artifact(artifact: Path, key: str, provenance: Provenance, report: Re
     )
 
 
+def renew_manifest(artifact: Path, key: str, details: Mapping[str, Any]) -> Report:
+    """Let a finished artifact answer another key too: its inputs were written again and hold what they held before.
+
+    Args:
+        artifact: finished and intact.
+        key: of the request as it would be made now.
+        details: what the report's details say of the inputs now.
+
+    Returns:
+        The recorded report with those details, marked `up_to_date`.
+
+    Raises:
+        InputError: if there is no manifest to renew.
+    """
+    record = read_manifest(artifact)
+    if record is None:
+        raise InputError(f"{artifact}: no manifest at {manifest_path(artifact)}; nothing to renew")
+    report = {**record["report"], "details": {**record["report"]["details"], **details}}
+    write_json(manifest_path(artifact), {**record, "key": key, "report": report, "stat": _stat(artifact)})
+    return Report.from_json({**report, "artifact": str(artifact)}).unchanged()
+
+
 def finished(artifact: Path, key: str) -> Report | None:
     """The report of a finished, intact artifact made under `key`, marked `up_to_date`; None when it must be made."""
     record = read_manifest(artifact)

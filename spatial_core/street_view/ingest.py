@@ -2,7 +2,10 @@
 
 The tar is read once, from front to back, and never extracted: a walk over its headers hands batches of members to
 threads that read, decode and hash them, while the digest of the whole tar is taken close behind. Every member ends in
-one of the two files, so kept + rejected = members; folder entries hold no data and are counted apart.
+one of the two files, folder entries too, so kept + rejected = members.
+
+A tar that was written again in the same size (touched, or copied anew) is compared by digest first, which costs a tenth
+of ingesting it; when it holds what it held, nothing is redone.
 
 What a damaged tar gives is a `TarError` and no file at all: rows of a tar that is cut somewhere cannot be told from a
 complete one later. A tar without a single usable pair gives its rejects file, and an `InputError`.
@@ -14,7 +17,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,17 +31,17 @@ from spatial_core.storage.atomic import exclusive
 from spatial_core.storage.digests import sha256_file
 from spatial_core.storage.hardware import usable_cores
 from spatial_core.storage.parquet import parquet_sink
-from spatial_core.storage.provenance import FOOTER_KEY, Provenance, finished, record_artifact, stage_key
-from spatial_core.storage.scratch import working_path
-from spatial_core.street_view.member_checks import (
-    Fault,
-    Finding,
-    MemoryBudget,
-    Task,
-    assign_role,
-    inspect,
-    is_directory,
+from spatial_core.storage.provenance import (
+    FOOTER_KEY,
+    Provenance,
+    finished,
+    read_manifest,
+    record_artifact,
+    renew_manifest,
+    stage_key,
 )
+from spatial_core.storage.scratch import working_path
+from spatial_core.street_view.member_checks import Fault, Finding, MemoryBudget, Task, assign_role, inspect
 from spatial_core.street_view.pairing import Pairing
 from spatial_core.street_view.table_buffer import TableBuffer
 from spatial_core.street_view.tar_digest import FollowingDigest
@@ -46,10 +49,11 @@ from spatial_core.street_view.tar_index import TarMember, open_tar, walk
 from spatial_core.street_view.waiting_halves import WaitingHalves
 
 STAGE: Final = "ingest"
-CODE_VERSION: Final = "1"
+CODE_VERSION: Final = "2"
 # Members a thread takes at a time: enough that handing over costs nothing, few enough that no thread waits at the end.
 _BATCH_MEMBERS: Final = 32
 _BATCHES_PER_THREAD: Final = 4
+_COMPARED_BYTES: Final = 64 << 20
 
 Assigned = tuple[TarMember, Task | Fault]
 
@@ -65,7 +69,7 @@ def ingest_tar(tar: Path, output_dir: Path, settings: Settings, progress: Progre
 
     Returns:
         A report that counts members; its details hold the tar's name, size, mtime and SHA-256, images, buildings,
-        folder entries, states of the alignment lines, and the rejects file.
+        states of the alignment lines, and the rejects file.
 
     Raises:
         InputError: if the tar is missing or ill-named, or none of its members make a valid pair.
@@ -79,11 +83,13 @@ def ingest_tar(tar: Path, output_dir: Path, settings: Settings, progress: Progre
     fd = open_tar(tar)
     try:
         before = os.fstat(fd)
-        key = stage_key(STAGE, CODE_VERSION, config, {"tar": [tar.name, before.st_size, before.st_mtime_ns]})
+        key = _key(config, tar.name, before.st_size, before.st_mtime_ns)
         with exclusive(artifact), exclusive(rejects_file):
             done = finished(artifact, key)
             if done is not None and _intact(rejects_file, done):
                 return done
+            if (same := _written_again(fd, tar, artifact, config, progress)) is not None:
+                return renew_manifest(artifact, key, {"tar": same})
             start = time.monotonic()
             # The rejects are published before the rows and the manifest last: killed in between, the stage reruns.
             with parquet_sink(artifact, schemas.INTERMEDIATES) as row_writer:
@@ -127,7 +133,6 @@ def ingest_tar(tar: Path, output_dir: Path, settings: Settings, progress: Progre
                     },
                     "images": tally.pairs,
                     "buildings": pairing.buildings,
-                    "directories": reading.directories,
                     "alignment": dict(sorted(tally.alignment.items())),
                     "rejects": {"file": rejects_file.name, "rows": rejects.rows, "sha256": sha256_file(rejects_file)},
                     "images_per_s": round(tally.pairs / seconds, 1),
@@ -152,10 +157,37 @@ def data_set_of(tar: Path, name_pattern: str) -> int:
     return int(tar.stem)
 
 
+def _key(config: Mapping[str, Any], name: str, size: int, mtime_ns: int) -> str:
+    return stage_key(STAGE, CODE_VERSION, config, {"tar": [name, size, mtime_ns]})
+
+
+def _written_again(
+    fd: int, tar: Path, artifact: Path, config: Mapping[str, Any], progress: Progress
+) -> dict[str, Any] | None:
+    """What is recorded of the tar of a finished artifact, if all that changed since is its time; None otherwise."""
+    manifest = read_manifest(artifact)
+    recorded = {} if manifest is None else manifest["report"]["details"].get("tar", {})
+    now = os.fstat(fd)
+    if recorded.get("bytes") != now.st_size:
+        return None
+    done = finished(artifact, _key(config, tar.name, now.st_size, recorded["mtime_ns"]))
+    if done is None or not _intact(artifact.with_name(done.details["rejects"]["file"]), done):
+        return None
+    with FollowingDigest(fd, tar, now.st_size) as digest:
+        for position in range(0, now.st_size, _COMPARED_BYTES):
+            digest.follow(position)
+            progress(position, now.st_size, f"{tar.name}: written again, comparing its content")
+        sha256 = digest.hexdigest()
+    _check_unchanged(fd, tar, now)
+    if sha256 != recorded["sha256"]:
+        return None
+    progress(now.st_size, now.st_size, f"{tar.name}: the same content as before")
+    return {**recorded, "mtime_ns": now.st_mtime_ns}
+
+
 @dataclass
 class _Reading:
     members: int = 0
-    directories: int = 0
     sha256: str = ""
 
 
@@ -189,13 +221,9 @@ def _read_tar(fd: int, tar: Path, pairing: Pairing, threads: int, progress: Prog
 
 
 def _counted(members: Iterator[TarMember], reading: _Reading) -> Iterator[TarMember]:
-    """The members that must be accounted for: all but folder entries."""
     for member in members:
-        if is_directory(member):
-            reading.directories += 1
-        else:
-            reading.members += 1
-            yield member
+        reading.members += 1
+        yield member
 
 
 def _batches(members: Iterator[TarMember]) -> Iterator[list[Assigned]]:

@@ -87,11 +87,6 @@ def assign_role(member: TarMember) -> Task | Fault:
     return Fault("unknown_suffix", f"the name ends in {suffix[-20:]!r}; .jpg, .jpeg and .txt are known")
 
 
-def is_directory(member: TarMember) -> bool:
-    """A folder entry of harmless name: it holds no data, so it is counted apart from the members."""
-    return member.kind == "directory" and _unsafe(member.name) is None
-
-
 def _unsafe(name: str) -> Fault | None:
     """A name that would reach outside a folder, or that no file of the data set can have."""
     if not name:

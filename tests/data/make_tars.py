@@ -247,6 +247,10 @@ FAULTS: dict[str, Fault] = {
     "newline": Fault(_plus(Entry("0101/a\nb.txt", b"x")), {"unsafe_name": 1}),
     "not_utf8": Fault(_plus(Entry("0101/caf\udce9.txt", b"x")), {"unsafe_name": 1}),
     "parent_folder": Fault(_plus(Entry("../evil", kind=tarfile.DIRTYPE)), {"unsafe_name": 1}),
+    "folders": Fault(
+        lambda entries: [Entry("0101", kind=tarfile.DIRTYPE), *entries, Entry("0101/x.jpg", kind=tarfile.DIRTYPE)],
+        {"directory": 2},
+    ),
     "symlink": Fault(_plus(Entry("0101/0101/s.jpg", kind=tarfile.SYMTYPE, link="/etc/passwd")), {"symlink": 1}),
     "hard_link": Fault(
         lambda entries: [*entries, Entry("0101/0101/h.jpg", kind=tarfile.LNKTYPE, link=entries[0].name)],

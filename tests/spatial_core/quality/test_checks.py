@@ -56,7 +56,9 @@ def vectors(count: int, dim: int = 4) -> np.ndarray:
     return np.random.default_rng(count).normal(size=(count, dim)).astype(np.float32)
 
 
-def intermediates(folder: Path, change: dict[str, list[Any]] | None = None, rejects: int = 0) -> Path:
+def intermediates(
+    folder: Path, change: dict[str, list[Any]] | None = None, rejects: int = 0, reason: str = "metadata_empty"
+) -> Path:
     table = {**rows(4), **(change or {})}
     path = write(folder / "0901.parquet", schemas.INTERMEDIATES, table)
     rejected = {
@@ -64,7 +66,7 @@ def intermediates(folder: Path, change: dict[str, list[Any]] | None = None, reje
         "member_path": ["x.txt"] * rejects,
         "member_offset": list(range(rejects)),
         "member_bytes": [0] * rejects,
-        "reason": ["metadata_empty"] * rejects,
+        "reason": [reason] * rejects,
         "detail": [""] * rejects,
     }
     write(folder / "0901_rejects.parquet", schemas.REJECTS, rejected)
@@ -75,7 +77,7 @@ def intermediates(folder: Path, change: dict[str, list[Any]] | None = None, reje
     ("change", "rejects", "fault"),
     [
         ({}, 8, ""),
-        ({}, 9, "9 of 17 members rejected"),
+        ({}, 9, "9 of 17 files rejected"),
         ({"streetview_image_id": ["a", "a", "b", "c"]}, 0, "1 duplicate image ids"),
         ({"target_lat": [91.0, 0, 0, 0]}, 0, "1 targets with impossible coordinates"),
         ({"image_offset": [0, 512, 512, 512]}, 0, "1 images without a place"),
@@ -85,6 +87,12 @@ def test_intermediates(tmp_path: Path, change: dict[str, list[Any]], rejects: in
     outcome = checks.intermediates_sound(intermediates(tmp_path, change, rejects), SETTINGS)
     assert outcome.passed == (not fault)
     assert fault in outcome.summary
+
+
+def test_folder_entries_are_no_sign_of_a_bad_tar(tmp_path: Path) -> None:
+    outcome = checks.intermediates_sound(intermediates(tmp_path, rejects=99, reason=schemas.FOLDER_REASON), SETTINGS)
+    assert outcome.passed
+    assert (outcome.figures["rejected"], outcome.figures["folders"], outcome.figures["members"]) == (0, 99, 107)
 
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:

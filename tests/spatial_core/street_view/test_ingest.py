@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -24,8 +25,9 @@ from spatial_core.config.settings import Settings
 from spatial_core.errors import InputError, TarError
 from spatial_core.images.byte_ranges import TarImages
 from spatial_core.report import Report
+from spatial_core.schemas import FOLDER_REASON
 from spatial_core.storage.parquet import read_provenance
-from spatial_core.storage.provenance import verify_artifact
+from spatial_core.storage.provenance import read_manifest, verify_artifact
 from spatial_core.street_view import ingest
 from spatial_core.street_view.ingest import ingest_tar
 from spatial_core.street_view.waiting_halves import WaitingHalves
@@ -143,15 +145,18 @@ def test_sound_tars_give_the_rows_of_the_specification(
     assert table.schema.equals(schemas.INTERMEDIATES, check_metadata=True)
     assert table.column_names[: len(SPEC_COLUMNS)] == SPEC_COLUMNS
     assert table.to_pylist() == reference_rows(tmp_path / "raw/0101.tar")
-    assert rejects_of(tmp_path / "out") == []
+    folders = ["0101", "0101/0101"] if layout == "nested" else []
+    rejects = rejects_of(tmp_path / "out")
+    assert [(reject["member_path"].rstrip("/"), reject["reason"]) for reject in rejects] == [
+        (folder, FOLDER_REASON) for folder in folders
+    ]
     assert pq.read_schema(tmp_path / "out/0101_rejects.parquet").equals(schemas.REJECTS, check_metadata=True)
     assert (report.rows, report.rows_in, report.kept, dict(report.rejected)) == (
         len(table),
+        len(entries) + len(folders),
         len(entries),
-        len(entries),
-        {},
+        {FOLDER_REASON: len(folders)} if folders else {},
     )
-    assert report.details["directories"] == (2 if layout == "nested" else 0)
     assert report.details["images"] == len(table)
     assert report.details["buildings"] == len(set(table["target_id"].to_pylist())) == 4
     assert report.details["alignment"] == {"present" if aligned else "absent": len(table)}
@@ -189,6 +194,45 @@ def test_every_member_is_kept_or_rejected_with_its_reason(tmp_path: Path, fault:
         name for name in kept if not name.endswith("txt")
     }
     assert visible(tmp_path) == {"0101.tar", "0101.parquet", "0101_rejects.parquet", "0101.parquet.json"}
+
+
+def test_the_counters_of_the_earlier_pipeline_follow_from_the_two_files(tmp_path: Path) -> None:
+    """It counted texts: those with an unreadable image, without one, and those it could not parse itself."""
+    entries: list[Entry] = []
+    for number, fault in enumerate(("orphan_text", "truncated_image", "empty_text", "16_numbers", "orphan_image")):
+        entries += FAULTS[fault].change(street_view(101, seed=20 + number, targets=2))
+    data = tar_bytes(entries, folders=True)
+    run(tmp_path, data)
+    with tarfile.open(tmp_path / "raw/0101.tar") as archive:
+        archive.extractall(tmp_path / "extracted", filter="data")
+    expected: Counter[str] = Counter()
+    for text in (tmp_path / "extracted").rglob("*.txt"):
+        image = text.with_suffix(".jpg")
+        expected["total_metadata_files"] += 1
+        if not text.read_text().startswith("d ") or len(text.read_text().split("\n")[0].split()) != 18:
+            expected["orphan_metadata"] += 1
+        elif not image.exists():
+            expected["missing_images"] += 1
+        else:
+            try:
+                Image.open(image).load()
+                expected["valid_entries"] += 1
+            except OSError:
+                expected["corrupted_images"] += 1
+
+    kept = pq.read_table(tmp_path / "out/0101.parquet")
+    rejects = pq.read_table(tmp_path / "out/0101_rejects.parquet")
+    assert len(kept) and len(rejects)
+    found = duckdb.sql(
+        "with texts as (select reason from rejects where member_path ilike '%.txt'), "
+        "valid as (select count(*) as valid_entries from kept) select any_value(valid_entries) as valid_entries, "
+        "count(*) filter (reason = 'orphan_text') as missing_images, "
+        "count(*) filter (reason = 'partner_rejected') as corrupted_images, "
+        "count(*) filter (reason not in ('orphan_text', 'partner_rejected')) as orphan_metadata, "
+        "count(*) + any_value(valid.valid_entries) as total_metadata_files from texts cross join valid"
+    )
+    assert dict(zip(found.columns, found.fetchall()[0], strict=True)) == expected
+    assert min(expected.values()) > 0
 
 
 def test_faulty_pairs_never_touch_sound_ones(tmp_path: Path) -> None:
@@ -365,18 +409,70 @@ def test_missing_tar(tmp_path: Path) -> None:
         ingest_tar(tmp_path / "0101.tar", tmp_path / "out", configured())
 
 
-def test_a_second_run_does_nothing_and_a_touched_tar_gives_the_same_bytes(tmp_path: Path) -> None:
+def test_a_second_run_does_nothing(tmp_path: Path) -> None:
     first = run(tmp_path, tar_bytes(ENTRIES))
     artifact = tmp_path / "out/0101.parquet"
-    data, stat = artifact.read_bytes(), artifact.stat()
+    stat = artifact.stat()
     again = ingest_tar(tmp_path / "raw/0101.tar", tmp_path / "out", configured(threads=1))
     assert again == first.unchanged()
     assert artifact.stat() == stat
+
+
+def test_a_tar_written_again_with_the_same_bytes_is_only_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Touched, or copied anew: one pass of hashing, no decoding, the files untouched, and the next run free."""
+    first = run(tmp_path, tar_bytes(ENTRIES))
+    artifact, tar = tmp_path / "out/0101.parquet", tmp_path / "raw/0101.tar"
+    stat = artifact.stat()
+    os.utime(tar, (1, 1))
+    read: list[int] = []
+    pread = os.pread
+
+    def counted(fd: int, length: int, offset: int) -> bytes:
+        data = pread(fd, length, offset)
+        read.append(len(data))
+        return data
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", counted)
+        again = ingest_tar(tar, tmp_path / "out", configured())
+    assert sum(read) == tar.stat().st_size
+    assert again.up_to_date
+    assert again.details == {**first.details, "tar": {**first.details["tar"], "mtime_ns": 10**9}}
+    assert artifact.stat() == stat
+    recorded = read_manifest(artifact)
+    assert recorded is not None
+    assert (recorded["report"]["seconds"], recorded["report"]["up_to_date"]) == (round(first.seconds, 3), False)
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest, "FollowingDigest", None)  # not even hashed any more
+        assert ingest_tar(tar, tmp_path / "out", configured()) == again
+
+
+def test_a_tar_replaced_by_one_of_the_same_size_is_read_again(tmp_path: Path) -> None:
+    first = run(tmp_path, tar_bytes(ENTRIES))
+    entries = _with_other_distance(ENTRIES)
+    report = run(tmp_path, tar_bytes(entries))
+    assert report.details["tar"]["bytes"] == first.details["tar"]["bytes"]
+    assert not report.up_to_date
+    assert rows_of(tmp_path / "out") == reference_rows(tmp_path / "raw/0101.tar")
+
+
+def _with_other_distance(entries: list[Entry]) -> list[Entry]:
+    """The same entries with one digit of the first text changed."""
+    text = entries[1].data
+    at = text.rindex(b" 0\n") - 1
+    digit = b"1" if text[at : at + 1] != b"1" else b"2"
+    return [entries[0], replace(entries[1], data=text[:at] + digit + text[at + 1 :]), *entries[2:]]
+
+
+def test_a_tar_written_again_counts_only_while_both_files_stand(tmp_path: Path) -> None:
+    data = tar_bytes([*ENTRIES, ENTRIES[0]])
+    run(tmp_path, data)
     os.utime(tmp_path / "raw/0101.tar", (1, 1))
-    redone = ingest_tar(tmp_path / "raw/0101.tar", tmp_path / "out", configured())
-    assert not redone.up_to_date
-    assert redone.details["tar"]["mtime_ns"] == 10**9
-    assert artifact.read_bytes() == data
+    (tmp_path / "out/0101_rejects.parquet").unlink()
+    assert not run(tmp_path, data).up_to_date
+    assert len(rejects_of(tmp_path / "out")) == 1
 
 
 @pytest.mark.parametrize("name", ["0101.parquet", "0101_rejects.parquet"])

@@ -15,16 +15,9 @@ from PIL import Image
 
 from spatial_core.errors import TarError
 from spatial_core.images import decode
+from spatial_core.schemas import FOLDER_REASON
 from spatial_core.street_view import member_checks
-from spatial_core.street_view.member_checks import (
-    Fault,
-    ImageFacts,
-    MemoryBudget,
-    Task,
-    assign_role,
-    inspect,
-    is_directory,
-)
+from spatial_core.street_view.member_checks import Fault, ImageFacts, MemoryBudget, Task, assign_role, inspect
 from spatial_core.street_view.tar_index import TarMember
 
 
@@ -74,12 +67,14 @@ def test_names_without_a_role(name: str, reason: str) -> None:
     assert found.reason == reason
 
 
-def test_folders() -> None:
-    assert is_directory(member("0101/", "directory"))
-    assert is_directory(member("./", "directory"))
-    assert not is_directory(member("../", "directory"))
-    assert not is_directory(member("/", "directory"))
-    assert not is_directory(member("0101"))
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("0101/", FOLDER_REASON), ("./", FOLDER_REASON), ("../", "unsafe_name"), ("/", "unsafe_name")],
+)
+def test_folders(name: str, reason: str) -> None:
+    found = assign_role(member(name, "directory"))
+    assert isinstance(found, Fault)
+    assert found.reason == reason
 
 
 def verdict(path: Path, data: bytes) -> ImageFacts | str:

@@ -10,7 +10,7 @@ export DAGSTER_HOME := $(CURDIR)/dagster_home
 
 help:
 	@echo "make demo    write a small city and materialize every asset: tars to model, report and vectors"
-	@echo "make dev     the Dagster UI and daemon on http://127.0.0.1:$(PORT)"
+	@echo "make dev     the Dagster UI and daemon on http://127.0.0.1:$(PORT), the report on http://127.0.0.1:3001"
 	@echo "make test    the test suite with coverage"
 	@echo "make bench   every stage beside its reference method"
 	@echo "make lint    ruff, mypy, import contracts"
@@ -33,7 +33,9 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m spatial_assets.demo
 
 dev: $(VENV)/.installed
-	$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
+	@$(if $(wildcard .env),$(BIN)/dotenv run --) $(BIN)/spatial report & page=$$!; \
+		trap "kill $$page 2>/dev/null || true" EXIT INT TERM; \
+		$(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $(PORT)
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.run $(PYTEST_ARGS)

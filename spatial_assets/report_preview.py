@@ -1,4 +1,7 @@
-"""The retrieval report as Dagster shows it: tables, the picture inline, figures it can plot over time, the page."""
+"""The retrieval report as Dagster shows it: tables, the picture inline, figures it can plot over time, the page.
+
+The page itself is a file, and browsers follow no link from a web page to a file: the link leads to `spatial report`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from typing import Any
 import dagster as dg
 
 from spatial_core.config.settings import Settings
+from spatial_core.evaluation.serving import report_url
 from spatial_core.report import Report
 
 # Event log entries are database rows: a larger picture stays in the report and is only linked.
@@ -23,8 +27,9 @@ def report_preview(settings: Settings, report: Report) -> Mapping[str, Any]:
     folder = report.artifact
     page = folder / "report.html"
     metadata: dict[str, Any] = {
-        "page": dg.MetadataValue.path(page),
-        "page_url": dg.MetadataValue.url(page.as_uri()),
+        "page": dg.MetadataValue.url(report_url(settings.logging.report_port)),
+        "page_opens": dg.MetadataValue.md("while `make dev` or `spatial report` runs on the machine that holds it"),
+        "page_file": dg.MetadataValue.path(page),
         "metrics": dg.MetadataValue.md((folder / "summary.md").read_text()),
     }
     picture = folder / "summary.png"

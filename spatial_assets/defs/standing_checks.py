@@ -1,4 +1,4 @@
-"""Checks of the whole rather than of one artifact: which partitions are missing, failed or out of date.
+"""Checks of the whole rather than of one artifact: what is missing, failed or out of date, and what occurs twice.
 
 They only warn: while a backfill runs, missing partitions are normal. A schedule runs them, because a failure is exactly
 the case in which no asset is updated and nothing else would look.
@@ -12,6 +12,7 @@ from spatial_assets.partition_status import partitions_complete
 from spatial_assets.partitions import drops, tars
 from spatial_core.lake.catalogue import CATALOGUE
 from spatial_core.quality.coverage import coverage
+from spatial_core.quality.repetition import images_unique
 
 _PARTITIONED = {kind.name: kind.partition for kind in CATALOGUE.values() if kind.partition and kind.stage}
 
@@ -43,11 +44,21 @@ def lake_coverage(settings: SettingsResource) -> dg.AssetCheckResult:
     return check_result(coverage(settings.load()))
 
 
+@dg.asset_check(
+    name="images_unique",
+    asset="intermediates",
+    description="Lists pictures whose very bytes stand under two facade points, in one tar or in several.",
+)
+def lake_images_unique(settings: SettingsResource) -> dg.AssetCheckResult:
+    """The same picture under two labels, over all tars."""
+    return check_result(images_unique(settings.load()))
+
+
 standing_checks_job = dg.define_asset_job(
     "standing_checks",
     selection=dg.AssetSelection.checks(*[key for check in completeness_checks for key in check.check_keys])
-    | dg.AssetSelection.checks(*lake_coverage.check_keys),
-    description="Looks for missing, failed and outdated partitions.",
+    | dg.AssetSelection.checks(*lake_coverage.check_keys, *lake_images_unique.check_keys),
+    description="Looks for missing, failed and outdated partitions, and for pictures that occur twice.",
 )
 
 standing_checks_schedule = dg.ScheduleDefinition(

@@ -27,7 +27,7 @@ def status(config: ConfigOption = None, set_: SetOption = None, json_: JsonOptio
     if json_:
         sys.stdout.write(json.dumps([vars(row) for row in rows], indent=2) + "\n")
         return
-    colours = {"made": "green", "stale": "yellow", "missing": "red", "gone": "magenta"}
+    colours = {"made": "green", "touched": "cyan", "stale": "yellow", "missing": "red", "gone": "magenta"}
     table = Table("asset", "partition", "state", "rows", "MB", "seconds", "why", title="the lake")
     for row in rows:
         table.add_row(
@@ -65,7 +65,7 @@ def sql(
 ) -> None:
     """Query the lake with DuckDB: every artifact is a view, vectors included.
 
-    Views: intermediates, rejects, fingerprints, backbone_embeddings, train, val, test, merged_splits,
+    Views: intermediates, rejects, tar_statistics, fingerprints, backbone_embeddings, train, val, test, merged_splits,
     difficulty_metadata, final_embeddings, drop_rejects, building_embeddings, artifacts.
     """
     from spatial_core.lake.sql import query_lake, write_result

@@ -1,7 +1,4 @@
-"""Every artifact of the lake as a DuckDB view, vectors included.
-
-DuckDB extensions are neither installed nor loaded on their own: on a closed cluster that would hang or fail.
-"""
+"""Every artifact of the lake as a DuckDB view, vectors included."""
 
 from __future__ import annotations
 
@@ -11,26 +8,16 @@ from pathlib import Path
 import duckdb
 
 from spatial_core.config.settings import Settings
-from spatial_core.errors import InputError
+from spatial_core.errors import ConfigError, InputError
 from spatial_core.lake.catalogue import CATALOGUE, known_keys
+from spatial_core.lake.duck import connect, quoted
+from spatial_core.lake.statistics import statistics_query, tar_files
 
 _SPLITS = ("train", "val", "test")
 
 
-def quoted(text: str) -> str:
-    """A SQL string literal."""
-    return "'" + text.replace("'", "''") + "'"
-
-
 def _files(paths: Sequence[Path]) -> str:
     return "[" + ", ".join(quoted(str(path)) for path in paths) + "]"
-
-
-def connect() -> duckdb.DuckDBPyConnection:
-    """An in-memory connection that never reaches for the network."""
-    return duckdb.connect(
-        ":memory:", config={"autoinstall_known_extensions": "false", "autoload_known_extensions": "false"}
-    )
 
 
 def view_queries(settings: Settings) -> dict[str, str]:
@@ -51,6 +38,9 @@ def view_queries(settings: Settings) -> dict[str, str]:
     rejects = sorted(at.intermediates_dir.glob("*_rejects.parquet"))
     if rejects:
         views["rejects"] = f"select * from read_parquet({_files(rejects)})"
+    rows, listed = tar_files(settings)
+    if rows or listed:
+        views["tar_statistics"] = statistics_query(rows, listed)
     made_splits = [name for name in _SPLITS if (at.merged_dir / f"{name}.parquet").is_file()]
     for name in made_splits:
         views[name] = f"select * from read_parquet({quoted(str(at.merged_dir / f'{name}.parquet'))})"
@@ -126,12 +116,12 @@ def write_result(relation: duckdb.DuckDBPyRelation, path: Path) -> int:
     """Write a result to .csv or .parquet, by the file's ending; returns the number of rows.
 
     Raises:
-        InputError: if the ending is neither.
+        ConfigError: if the ending is neither.
     """
     if path.suffix == ".csv":
         relation.write_csv(str(path))
     elif path.suffix == ".parquet":
         relation.write_parquet(str(path))
     else:
-        raise InputError(f"{path}: results are written as .csv or .parquet")
+        raise ConfigError(f"{path}: results are written as .csv or .parquet")
     return len(relation)

@@ -87,6 +87,21 @@ def test_a_lake_follows_its_inputs(daemon, lake, city: Path, instance: dg.Dagste
     daemon.execute(requested)
     assert 0 < pq.read_metadata(at.intermediates_dir / "0903.parquet").num_rows < rows
 
+    # Replaced again, by the very same bytes: one look at its own artifacts, and nothing further.
+    requested = daemon.decide()
+    assert sorted(requested) == CHAIN
+    daemon.execute(requested)
+    daemon.execute(daemon.decide())
+    assert [daemon.decide() for _ in QUIET] == QUIET
+    before = stamps(at.intermediates_dir) | stamps(at.fingerprints_dir) | stamps(at.embeddings_dir)
+    copy(lake.raw / "0903.tar", lake.raw / "0903.tar")
+    daemon.sense(), daemon.sense()
+    requested = daemon.decide()
+    assert requested == {asset: ["0903"] for asset in TAR_ASSETS}
+    daemon.execute(requested)
+    assert stamps(at.intermediates_dir) | stamps(at.fingerprints_dir) | stamps(at.embeddings_dir) == before
+    assert [daemon.decide() for _ in QUIET] == QUIET
+
     # Deleting a raw tar loses nothing.
     held = stamps(at.intermediates_dir)
     (lake.raw / "0901.tar").unlink()
@@ -110,7 +125,8 @@ def test_a_lake_follows_its_inputs(daemon, lake, city: Path, instance: dg.Dagste
     shown = report.asset_materialization.metadata
     assert "data:image/png;base64," in shown["picture"].value
     assert "| method |" in shown["metrics"].value
-    assert Path(shown["page"].value).is_file()
+    assert Path(shown["page_file"].value).is_file()
+    assert shown["page"].value == "http://127.0.0.1:3001/"
 
 
 def check_vectors(dataset: Path, drop: Path) -> None:

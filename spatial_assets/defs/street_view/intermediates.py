@@ -10,12 +10,14 @@ from spatial_assets.defs.resources import ComputeResource, SettingsResource
 from spatial_assets.metadata import column_schema
 from spatial_assets.partitions import MANY_KEYS, tars
 from spatial_assets.stages import CPU_POOL, OWNERS, StageAsset, code_version
+from spatial_assets.tar_preview import tar_preview
 from spatial_core import schemas
 from spatial_core.quality.checks import intermediates_sound
 
 STAGE = StageAsset(
     "intermediates",
     {"intermediates_sound": lambda settings, path: intermediates_sound(path, settings)},
+    preview=tar_preview,
 )
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from spatial_core.config.settings import Settings, load_settings
-from spatial_core.errors import InputError
+from spatial_core.errors import ConfigError, InputError
 from spatial_core.lake.sql import query_lake, view_queries, write_result
 from spatial_core.storage.parquet import parquet_sink, vector_type, vectors_to_arrow
 
@@ -43,7 +43,7 @@ def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
 
 def test_every_artifact_is_a_view_with_its_vectors(settings: Settings) -> None:
     assert set(view_queries(settings)) == {
-        "intermediates", "backbone_embeddings", "train", "merged_splits", "final_embeddings"
+        "intermediates", "tar_statistics", "backbone_embeddings", "train", "merged_splits", "final_embeddings"
     }  # fmt: skip
     rows = query_lake(settings, "select tar, building_id, embedding from backbone_embeddings order by all").fetchall()
     assert rows[1] == ("0901", "b", [4.0, 5.0, 6.0, 7.0])
@@ -57,7 +57,7 @@ def test_results_are_written_as_files(settings: Settings, tmp_path: Path, suffix
     path = tmp_path / f"out.{suffix}"
     assert write_result(query_lake(settings, "select * from backbone_embeddings"), path) == 4
     assert path.stat().st_size
-    with pytest.raises(InputError, match=r"\.csv or \.parquet"):
+    with pytest.raises(ConfigError, match=r"\.csv or \.parquet"):
         write_result(query_lake(settings, "select 1"), tmp_path / "out.txt")
 
 

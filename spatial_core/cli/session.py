@@ -14,6 +14,7 @@ from typing import Annotated, Self
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -96,7 +97,9 @@ def execute(stage: str, arguments: dict[str, Path | str | None], settings: Setti
 
 
 def show(report: Report, as_json: bool) -> None:
-    """The report on stdout, as JSON or as a small table."""
+    """The report on stdout, as JSON or as a small table; what it has to note on stderr."""
+    for note in report.details.get("notes", ()):
+        STDERR.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
     if as_json:
         sys.stdout.write(json.dumps(report.to_json(), indent=2, sort_keys=True) + "\n")
         return

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from spatial_core.cli.app import app
+from spatial_core.cli.outputs import DataSetDir, OutputDir, OutputFile
 from spatial_core.cli.session import (
     STDOUT,
     ConfigOption,
@@ -18,8 +19,6 @@ from spatial_core.cli.session import (
     read_settings,
 )
 
-OutputDir = Annotated[Path, typer.Option("--output", "-o", help="Folder the artifact is written to.")]
-OutputFile = Annotated[Path, typer.Option("--output", "-o", help="File the artifact is written to.")]
 Tar = Annotated[Path, typer.Argument(help="Raw tar, named NNNN.tar.", show_default=False)]
 Intermediates = Annotated[Path, typer.Option(help="The tar's NNNN.parquet, made by `spatial ingest`.")]
 
@@ -154,7 +153,7 @@ def embed_new(
     input_: Annotated[
         Path, typer.Argument(metavar="INPUT.parquet", help="Columns image_bytes (JPEG), OSMID, optional is_valid.")
     ],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Data set folder: state.json and parts/.")],
+    output: DataSetDir,
     model: Annotated[
         str | None, typer.Option(help="Published model folder, or hub id@commit. Default: paths.model_dir.")
     ] = None,

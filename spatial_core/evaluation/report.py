@@ -102,7 +102,7 @@ def evaluate_projector(
             seconds=time.perf_counter() - started,
             bytes=sum(file.stat().st_size for file in output_dir.iterdir()),
             unit="images",
-            details=_details(evaluation),
+            details=_details(evaluation, places),
         )
         record_artifact(output_dir, key, provenance, report)
     progress(len(SPLITS) + 1, len(SPLITS) + 1, "done")
@@ -161,14 +161,23 @@ def _headline(evaluation: Evaluation) -> list[dict[str, Any]]:
     return [row for split in evaluation.splits for row in split.headline()]
 
 
-def _details(evaluation: Evaluation) -> dict[str, Any]:
+def _details(evaluation: Evaluation, places: Places) -> dict[str, Any]:
     details: dict[str, Any] = {
         "headline": _headline(evaluation),
         "notes": [f"{split.split}: {split.note}" for split in evaluation.splits if split.note],
         "missing_pictures": [],
     }
     if evaluation.pictures is not None:
-        details["missing_pictures"] = list(evaluation.pictures.thumbnails.missing)
+        thumbnails = evaluation.pictures.thumbnails
+        details["missing_pictures"] = list(thumbnails.missing)
+        if thumbnails.reasons:
+            details["notes"].append(
+                f"{len(thumbnails.reasons)} pictures of the gallery are not shown "
+                f"({'; '.join(sorted(set(thumbnails.reasons.values()))[:3])}); --intermediates and --raw name the "
+                "folders they are read from"
+            )
+    if places.difficulty is None:
+        details["notes"].append("no recall by difficulty band: --difficulty names the table it needs")
     if (shown := evaluation.shown) is not None:
         details["shown_split"] = shown.split
         if (found := shown.scores[PROJECTOR]["recall@1"]) is not None:

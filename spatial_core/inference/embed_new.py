@@ -17,7 +17,7 @@ from spatial_core.inference.request import CODE_VERSION, STAGE, choose_root, rea
 from spatial_core.interruption import resumable
 from spatial_core.report import Progress, Report, silent
 from spatial_core.storage.atomic import exclusive
-from spatial_core.storage.provenance import finished, manifest_path, read_manifest, record_artifact
+from spatial_core.storage.provenance import finished, manifest_path, read_manifest, record_artifact, renew_manifest
 
 __all__ = ["CODE_VERSION", "STAGE", "embed_parquet"]
 
@@ -44,7 +44,8 @@ def embed_parquet(
 
     Raises:
         ConfigError: if the folder holds a data set of something else, or files that are none.
-        InputError: if the drop is not readable; parts before a damaged place are kept.
+        InputError: if the drop is not readable; parts before a damaged place are kept. If it has rows but none gives a
+            vector; they are listed all the same, and earlier results of a drop of that name stay.
         ModelError, DigestMismatch: if the model cannot be trusted, see `load_published`.
         ArtifactBusy: if another process writes this data set.
         Interrupted: if this process was asked to stop; finished parts are kept.
@@ -62,12 +63,15 @@ def embed_parquet(
         request = read_request(input, settings, str(model or settings.locations.model_dir), known)
         done = finished(place, request.key)
         if done is not None and done.rows_in >= request.rows:
-            return done
+            # Written again since, with the same bytes: what is recorded of it would say it was replaced.
+            written_again = known != request.drop_record()
+            return renew_manifest(place, request.key, {"drop": request.drop_record()}) if written_again else done
         root, state, note = choose_root(place, successor, state, request)
         run = EmbeddingRun.prepare(root, place, state, request, settings)
         if root == place:
             manifest_path(place).unlink(missing_ok=True)
         run.embed(progress)
+        run.require_vectors()
         if root != place:
             manifest_path(place).unlink(missing_ok=True)
             discard(place)

@@ -19,9 +19,9 @@ import torch
 
 from spatial_core.backbones.engine import FeatureBatch, Source, stream_features
 from spatial_core.config.settings import Settings
-from spatial_core.errors import ModelError, SpatialError
+from spatial_core.errors import InputError, ModelError, SpatialError
 from spatial_core.images.decode import ImageError
-from spatial_core.inference.dataset import DataSet, Part, PartSummary, Rejected, Totals, rejects_table
+from spatial_core.inference.dataset import REJECTS, DataSet, Part, PartSummary, Rejected, Totals, rejects_table
 from spatial_core.inference.drop import ID_COLUMN, Chunk, image_buffers, read_chunks, validity
 from spatial_core.inference.request import CODE_VERSION, STAGE, Request
 from spatial_core.interruption import stop_here
@@ -154,6 +154,19 @@ class EmbeddingRun:
             raise
         self.dataset.write_rejects(self._chunks)
         self._save_state(finished=True)
+
+    def require_vectors(self) -> None:
+        """Refuse to call a data set without a single vector finished.
+
+        Raises:
+            InputError: if rows were read and all of them rejected; names the reasons and where they are listed.
+        """
+        if self._totals.rows_in and not self._totals.written:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in self._rejected().items())
+            raise InputError(
+                f"{self._request.input_path}: none of {self._totals.rows_in} rows gives a vector ({reasons}); "
+                f"each is listed in {self.dataset.root / REJECTS}"
+            )
 
     def report(self, place: Path, seconds: float, note: str | None) -> Report:
         """The report on the whole data set, earlier runs included."""

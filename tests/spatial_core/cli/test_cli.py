@@ -52,6 +52,13 @@ def test_every_stage_takes_the_common_options(command: str, tmp_path: Path) -> N
         (["merge", "--embeddings", "none", "--output", "out"], 1, "none"),
         (["sql", "select * from train"], 1, "views made so far"),
         (["sql", "select 1", "--format", "parquet"], 2, "--output"),
+        (["sql", "select 1", "--output", "out.txt"], 2, "written as .csv or .parquet"),
+        (["ingest", "0901.tar", "--output", "out.csv"], 2, "this command writes a folder"),
+        (["embed-new", "march.parquet", "--output", "out.csv"], 2, "this command writes a folder"),
+        (["evaluate", "--merged", "m", "--checkpoint", "c", "--output", "report.html"], 2, "writes a folder"),
+        (["difficulty", "--fingerprints", "f", "--output", "out"], 2, "let its name end in .parquet"),
+        (["difficulty", "--fingerprints", "f", "--output", "."], 2, "is a folder"),
+        (["pool-buildings", "--embeddings", "e", "--output", "out.csv"], 2, "let its name end in .parquet"),
         (["verify", "none"], 1, "none"),
     ],
 )
@@ -63,6 +70,7 @@ def test_failures_are_one_line_with_their_code(arguments: list[str], code: int, 
     if failed.stderr.startswith("error:"):
         assert failed.stderr.count("\n") == 1
     assert failed.stdout == ""
+    assert not list(tmp_path.iterdir())
 
 
 def test_settings_and_status_as_json(tmp_path: Path) -> None:

@@ -184,6 +184,9 @@ def test_without_geometry_difficulty_history_and_tars(make_lake: Callable[..., o
     output = lake.root / "report"
     report = evaluate(lake, output, difficulty=None, intermediates_dir=None, raw_dir=None)
     assert report.details["missing_pictures"] == ["0001.parquet", "0002.parquet"]
+    notes = " ".join(report.details["notes"])
+    for told in ("0001.parquet is missing from the intermediates", "--intermediates and --raw", "--difficulty"):
+        assert told in notes
     metrics = metrics_of(output)["splits"]["test"]
     assert metrics["by_difficulty_band"] == {
         "bins": [],
@@ -213,6 +216,7 @@ def test_the_settings_say_where_table_and_pictures_are(make_lake: Callable[..., 
     output = lake.root / "report"
     report = evaluate(lake, output, settings, difficulty=None, intermediates_dir=None, raw_dir=None)
     assert report.details["missing_pictures"] == []
+    assert report.details["notes"] == []
     assert metrics_of(output)["splits"]["test"]["by_difficulty_band"]["bins"]
 
 

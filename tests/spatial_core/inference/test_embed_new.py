@@ -155,13 +155,42 @@ def test_bad_rows_are_listed_alone_and_the_rest_embedded(tmp_path: Path, setting
     assert sum(report.rejected.values()) == 6
 
 
-def test_all_rows_bad_still_gives_parts_with_a_schema(tmp_path: Path, settings: Build) -> None:
-    drop = write_drop(tmp_path / "d.parquet", [b"x"] * 12, [str(n) for n in range(12)])
-    report = embed_parquet(drop, tmp_path / "d", settings())
-    assert (report.rows, dict(report.rejected)) == (0, {"image_not_jpeg": 12})
-    for part in (tmp_path / "d" / "parts").glob("*.parquet"):
-        assert pq.read_schema(part).names == ["OSMID", "embedding"]
-    assert len(rejects_of(tmp_path / "d")) == 12
+def test_a_drop_without_a_usable_row_fails_and_lists_them_all(tmp_path: Path, settings: Build) -> None:
+    drop = write_drop(tmp_path / "d.parquet", [b"x"] * 11 + [None], [str(n) for n in range(12)])
+    listed = tmp_path / "d" / "rejects.parquet"
+    for _ in range(2):  # the second run finds nothing to do, and says the same
+        with pytest.raises(InputError, match=rf"none of 12 rows .*image_not_jpeg 11, image_null 1.* in {listed}"):
+            embed_parquet(drop, tmp_path / "d", settings())
+        for part in (tmp_path / "d" / "parts").glob("*.parquet"):
+            assert pq.read_schema(part).names == ["OSMID", "embedding"]
+        assert len(rejects_of(tmp_path / "d")) == 12
+    assert not manifest_path(tmp_path / "d").exists()
+    write_drop(drop, jpegs(3), list("abc"))
+    assert embed_parquet(drop, tmp_path / "d", settings()).rows == 3
+    assert rejects_of(tmp_path / "d") == []
+
+
+def test_a_limit_before_the_first_usable_row_fails_and_a_longer_run_goes_on(tmp_path: Path, settings: Build) -> None:
+    drop = write_drop(tmp_path / "d.parquet", [b"x", b"x", *jpegs(4)], list(range(6)))
+    with pytest.raises(InputError, match="none of 2 rows"):
+        embed_parquet(drop, tmp_path / "d", settings("inference.limit=2"))
+    assert embed_parquet(drop, tmp_path / "d", settings()).rows == 4
+
+
+def test_a_replacement_without_a_usable_row_leaves_the_old_results(tmp_path: Path, settings: Build) -> None:
+    drop = write_drop(tmp_path / "d.parquet", jpegs(5), list(range(5)))
+    embed_parquet(drop, tmp_path / "out", settings())
+    before = parts_of(tmp_path / "out")
+    write_drop(drop, [b"x"] * 4, list(range(4)))
+    with pytest.raises(InputError, match="none of 4 rows") as caught:
+        embed_parquet(drop, tmp_path / "out", settings())
+    assert parts_of(tmp_path / "out") == before
+    listed = Path(str(caught.value).rpartition(" ")[2])
+    assert pq.read_metadata(listed).num_rows == 4
+    verify_artifact(tmp_path / "out")
+    write_drop(drop, jpegs(3), list("abc"))
+    assert embed_parquet(drop, tmp_path / "out", settings()).rows == 3
+    assert not [path for path in tmp_path.iterdir() if path.name.endswith((".next", ".partial"))]
 
 
 def test_drop_without_rows_gives_one_empty_part(tmp_path: Path, settings: Build) -> None:
@@ -336,6 +365,19 @@ def test_status_of_the_lake_knows_when_drop_or_model_changed(
     assert states()["building_embeddings"][0] == "stale"
     publish_model(make_checkpoint(tmp_path / "c.safetensors", backbone_folder, seed=4), at.model_dir, chosen)
     assert states()["final_embeddings"] == ("stale", "hf_model changed or is new")
+
+
+def test_a_drop_written_again_with_the_same_bytes_is_compared_once(tmp_path: Path, settings: Build) -> None:
+    drop = write_drop(tmp_path / "d.parquet", jpegs(3), [1, 2, 3])
+    first = embed_parquet(drop, tmp_path / "out", settings())
+    os.utime(drop, ns=(5, 5))
+    again = embed_parquet(drop, tmp_path / "out", settings())
+    assert again.up_to_date
+    assert again.details["drop"] == {**first.details["drop"], "mtime_ns": 5}
+    recorded = json.loads(manifest_path(tmp_path / "out").read_text())["report"]
+    assert recorded["details"]["drop"]["mtime_ns"] == 5
+    assert (recorded["seconds"], recorded["up_to_date"]) == (round(first.seconds, 3), False)
+    assert embed_parquet(drop, tmp_path / "out", settings()) == again
 
 
 def test_same_bytes_under_another_name_are_the_same_input(tmp_path: Path, settings: Build) -> None:

@@ -11,6 +11,8 @@ Two kinds of sub-condition occur, and the difference matters:
 * *edge*: true on the one tick at which something happened (`newly_updated`, `newly_true`). Edges tell a new event from
   an old one, so they do not repeat a request for ever; `since` keeps an edge until it is acted upon.
 
+What was asked for and found unchanged asks for nothing further: the run that found it says so by a tag.
+
 A failed partition is not asked for again until something it is made from changes: retrying a damaged tar every half
 minute helps nobody. A person may materialize it again at any time.
 """
@@ -62,7 +64,22 @@ fails in between, the input stays newer, and the asset is asked for once more: s
 materialized key only, and so asks again for all other keys of a run over a range (Dagster 1.13)."""
 
 inputs_changed = _until_asked_for(_If.any_deps_updated(), "inputs changed since last asked for")
-"""Edge, for single artifacts. An input made by the same run does not count."""
+"""Edge, for single artifacts of single artifacts. An input made by the same run does not count."""
+
+
+def unchanged_tag(asset: str) -> str:
+    """Tag of a run that made partitions of an asset; `true` when each came out with the bytes it had before."""
+    return f"spatial/unchanged.{asset}"
+
+
+def content_changed(asset: str) -> _Condition:
+    """Edge: keys of an asset were made with other bytes than before.
+
+    Dagster's data versions would say so, but a run over a range of keys has one version for all of them (Dagster 1.13).
+    """
+    found_unchanged = _If.all_new_updates_have_run_tags(tag_values={unchanged_tag(asset): "true"})
+    return _If.asset_matches(asset, _If.newly_updated() & ~found_unchanged).with_label(f"content of {asset} changed")
+
 
 idle = (~_If.in_progress()).with_label("not being made")
 """Level. Nothing is asked for twice at a time; `exclusive()` in the library would refuse the second writer anyway."""
@@ -91,8 +108,15 @@ that a cancelled run had planned, and says nothing about the artifact that lies 
 per_key = ((never_made | raw_replaced | input_made_again) & idle & inputs_there).with_label("per_key")
 """Of one tar or one drop: when its key appears, when its raw file is replaced, when its input was made again."""
 
-from_all_keys = ((never_made | inputs_changed) & idle & some_input_there).with_label("from_all_keys")
-"""Of all tars together: once, after the last of the running ones."""
+
+def from_all_keys(source: str) -> _Condition:
+    """Of all tars together: once, after the last of the running ones, and only when the content of some key changed.
+
+    So a tar that was touched, or replaced by the same bytes, is read once and nothing is merged or trained again.
+    """
+    source_changed = _until_asked_for(content_changed(source), "content changed since last asked for")
+    return ((never_made | source_changed) & idle & some_input_there).with_label("from_all_keys")
+
 
 after_inputs = ((never_made | inputs_changed) & idle & inputs_there & not_refused).with_label("after_inputs")
 """The chain of single artifacts (training, report, model): in the same run as what they follow where possible."""

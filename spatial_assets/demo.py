@@ -39,6 +39,7 @@ class Screen:
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
+        self._waiting = ""
         self._start = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -57,6 +58,13 @@ class Screen:
         """Advance the moving line."""
         if self._task is not None:
             self._live.update(self._task, completed=done, total=total, description=message)
+
+    def wait(self, title: str, cause: str) -> None:
+        """Another process is at this artifact; said once, it is tried again every few seconds."""
+        if title != self._waiting:
+            self._clear()
+            self.say(f"[yellow]wait[/] {title:<28} {cause} (is `make dev` running?)")
+        self._waiting = title
 
     def end(self, title: str, report: Report) -> None:
         """One artifact is there."""
@@ -77,6 +85,8 @@ class Screen:
             self.begin(title)
         elif event.kind == "progress":
             self.progress(event.done, event.total, event.message)
+        elif event.kind == "waiting":
+            self.wait(title, event.message)
         elif event.kind == "finished" and event.report is not None:
             self.end(title, event.report)
         elif event.kind == "failed":

@@ -21,7 +21,7 @@ from spatial_assets.compute.local import InProcess
 from spatial_assets.defs.resources import ComputeResource, SettingsResource
 from spatial_assets.instigators import remember_cursor, remembered_cursor
 from spatial_assets.partitions import RANGE_TAGS
-from spatial_core.errors import InputError, StageFailed
+from spatial_core.errors import ArtifactBusy, InputError, StageFailed
 from spatial_core.lake.catalogue import CATALOGUE
 from spatial_core.report import Report
 from spatial_core.storage.watch import WatchState
@@ -38,11 +38,12 @@ _QUIET_CONSOLE = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 class DriveEvent:
     """Something to show.
 
-    `registered`: the sensor named in `asset` registered the keys in `message`. `started`, `progress`, `finished`,
-    `failed`: one artifact; `finished` carries the stage's report, `failed` the cause in `message`.
+    `registered`: the sensor named in `asset` registered the keys in `message`. `started`, `progress`, `waiting`,
+    `finished`, `failed`: one artifact; `finished` carries the stage's report, `waiting` and `failed` the cause in
+    `message`; after `waiting` it is started again.
     """
 
-    kind: Literal["registered", "started", "progress", "finished", "failed"]
+    kind: Literal["registered", "started", "progress", "waiting", "finished", "failed"]
     asset: str
     partition: str = ""
     message: str = ""
@@ -122,6 +123,9 @@ class _ObservedCompute:
         key, report = outcome.key, outcome.report
         if report is None:
             cause = " ".join(str(outcome.error).split())
+            if isinstance(outcome.error, ArtifactBusy):
+                self._on_event(DriveEvent("waiting", asset, key, cause))
+                return
             self.causes.append(f"{asset} {key}: {cause}" if key else f"{asset}: {cause}")
             self._on_event(DriveEvent("failed", asset, key, cause))
             return

@@ -6,16 +6,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
+from spatial_assets.automation import unchanged_tag
 from spatial_assets.compute.base import Outcome, Work, one_line
 from spatial_assets.defs.resources import ComputeResource, SettingsResource
 from spatial_assets.metadata import artifact_sha256, check_metadata, check_result, materialization_metadata
+from spatial_assets.patience import outlasting_others
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError, SpatialError
 from spatial_core.jobs.registry import STAGES, StageCall
@@ -80,14 +82,13 @@ class StageAsset:
 
         One bad key does not cost the others: those that were made are recorded, and the failure names the rest.
         """
-        tree = _load(settings)
+        tree = _load(context, settings)
         made: dict[str, Mapping[str, Any]] = {}
         failed: dict[str, str] = {}
         ran: Mapping[str, Any] = {}
         keys = list(context.partition_keys)
-        work = Work(self.name, {key: self.call(tree, key) for key in keys})
         try:
-            for number, outcome in enumerate(compute.run_all(context, work), start=1):
+            for number, outcome in enumerate(self._run(context, compute, tree, keys), start=1):
                 key = outcome.key
                 try:
                     made[key] = self._accepted(tree, outcome)
@@ -100,6 +101,7 @@ class StageAsset:
                 context.log.log(level, f"{self.name} {key} ({number} of {len(keys)}): {done}")
         except SpatialError as error:  # not one call, but the means to run them
             failed |= {key: one_line(error) for key in keys if key not in made and key not in failed}
+        _tag_if_unchanged(context, made)
         if failed:
             for key, metadata in made.items():
                 context.log_event(dg.AssetMaterialization(context.asset_key, partition=key, metadata=metadata))
@@ -113,10 +115,10 @@ class StageAsset:
         self, context: dg.AssetExecutionContext, settings: SettingsResource, compute: ComputeResource
     ) -> Iterator[dg.MaterializeResult[Any]]:
         """Make the one artifact of the asset and report its checks; blocking ones stop what follows."""
-        tree = _load(settings)
+        tree = _load(context, settings)
         ran: Mapping[str, Any] = {}
         try:
-            (outcome,) = compute.run_all(context, Work(self.name, {"": self.call(tree, "")}))
+            (outcome,) = self._run(context, compute, tree, [""])
             ran = outcome.metadata
             report = outcome.result()
             # What a person would rather look at stands first.
@@ -138,6 +140,13 @@ class StageAsset:
             for name, check in self.checks.items()
         ]
 
+    def _run(
+        self, context: dg.AssetExecutionContext, compute: ComputeResource, settings: Settings, keys: Sequence[str]
+    ) -> Iterator[Outcome]:
+        """Have the stage run for some keys; what another process is writing just now is waited for."""
+        work = Work(self.name, {key: self.call(settings, key) for key in keys})
+        return outlasting_others(lambda asked: compute.run_all(context, asked), work, context.log.warning)
+
     def _accepted(self, settings: Settings, outcome: Outcome) -> dict[str, Any]:
         """Metadata of a sound artifact.
 
@@ -154,15 +163,45 @@ class StageAsset:
         return metadata | dict(outcome.metadata) | dict(self.preview(settings, report))
 
 
+def _tag_if_unchanged(context: dg.AssetExecutionContext, made: Mapping[str, Mapping[str, Any]]) -> None:
+    """Tag the run when every key was found as the instance knows it, for `automation.content_changed`.
+
+    Called before anything is reported. An artifact that had to be computed counts as changed whatever its bytes: it was
+    not there, so what was made from it may not be there either.
+    """
+    if not made:
+        return
+    unchanged = all(
+        metadata["up_to_date"] and metadata["sha256"] == _last_sha256(context, key) for key, metadata in made.items()
+    )
+    tag = unchanged_tag(context.asset_key.to_user_string())
+    if unchanged or tag in context.run.tags:  # a run that is started again inherits the tags of the one before
+        context.instance.add_run_tags(context.run.run_id, {tag: str(unchanged).lower()})
+
+
+def _last_sha256(context: dg.AssetExecutionContext, key: str) -> str | None:
+    """The digest that the newest event of a key names."""
+    newest = context.instance.fetch_materializations(
+        dg.AssetRecordsFilter(asset_key=context.asset_key, asset_partitions=[key]), limit=1
+    ).records
+    if not newest or newest[0].asset_materialization is None:
+        return None
+    recorded = newest[0].asset_materialization.metadata.get("sha256")
+    return None if recorded is None else str(recorded.value)
+
+
 def _done(report: Report) -> str:
     return "was up to date" if report.up_to_date else f"{report.rows:,} rows in {report.seconds:.1f} s"
 
 
-def _load(settings: SettingsResource) -> Settings:
+def _load(context: dg.AssetExecutionContext, settings: SettingsResource) -> Settings:
     try:
-        return settings.load()
+        tree = settings.load()
     except ConfigError as error:
         raise dg.Failure(one_line(error), allow_retries=False) from error
+    for note in tree.notices():
+        context.log.info(note)
+    return tree
 
 
 def _failure(failed: Mapping[str, str], made: Mapping[str, Any], ran: Mapping[str, Any]) -> dg.Failure:

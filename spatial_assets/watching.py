@@ -59,14 +59,14 @@ class Watched:
             seen = scan(folder, rules, state, budget_s=settings.watch.budget_s, limit=REPORTS_A_TICK)
         except InputError as error:
             return dg.SkipReason(f"{error}; nothing is concluded about its files")
-        self._log(context, seen)
+        self._log(context, state, seen)
         whole = [*seen.new, *seen.changed, *seen.back]
         return dg.SensorResult(
             skip_reason=None if whole else dg.SkipReason(_summary(seen)),
             dynamic_partitions_requests=[self.partitions.build_add_request([found.key for found in whole])]
             if whole
             else [],
-            asset_events=self._events(context, folder, seen),
+            asset_events=self._events(context, folder, state, seen),
             cursor=seen.state.to_json(),
         )
 
@@ -81,13 +81,13 @@ class Watched:
             return WatchState()
 
     def _events(
-        self, context: dg.SensorEvaluationContext, folder: Path, seen: Scan
+        self, context: dg.SensorEvaluationContext, folder: Path, before: WatchState, seen: Scan
     ) -> list[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation]:
         events: list[dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation] = [
             dg.AssetMaterialization(
                 self.asset,
                 partition=found.key,
-                description=f"{found.name} {'was replaced' if found in seen.changed else 'arrived whole'}",
+                description=f"{found.name} {_change(before, found) if found in seen.changed else 'arrived whole'}",
                 metadata={
                     "path": dg.MetadataValue.path(folder / found.name),
                     "dagster/uri": (folder / found.name).as_uri(),
@@ -119,11 +119,14 @@ class Watched:
             return False
         return (newest[0].asset_materialization.tags or {}).get(DATA_VERSION_TAG) == found.version
 
-    def _log(self, context: dg.SensorEvaluationContext, seen: Scan) -> None:
+    def _log(self, context: dg.SensorEvaluationContext, before: WatchState, seen: Scan) -> None:
         for name, fault in seen.unfit.items():
             context.log.warning(f"{_shown(name)} is not registered: it {fault}")
         for found in seen.changed:
-            context.log.info(f"{found.name} was replaced ({found.bytes:,} bytes): everything made from it is redone")
+            context.log.info(
+                f"{found.name} {_change(before, found)} ({found.bytes:,} bytes): what is made from it is redone where "
+                "its content differs"
+            )
         for found in seen.back:
             context.log.info(f"{found.name} is back unchanged")
         for name in seen.gone:
@@ -141,6 +144,12 @@ def _summary(seen: Scan) -> str:
     if seen.state.unfit:
         parts.append(f"{len(seen.state.unfit)} with unfit names ({', '.join(map(_shown, seen.state.unfit[:5]))})")
     return ", ".join(parts)
+
+
+def _change(before: WatchState, found: Found) -> str:
+    """What a stat tells of a known file that is whole again: the same size may be the same content."""
+    size, _ = before.known.get(found.name) or before.gone[found.name]
+    return "was written again in the same size" if size == found.bytes else "was replaced"
 
 
 def _gone_text(name: str) -> str:

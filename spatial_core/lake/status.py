@@ -11,15 +11,16 @@ from spatial_core.jobs.registry import STAGES
 from spatial_core.lake.catalogue import CATALOGUE, ArtifactKind, known_keys
 from spatial_core.storage.provenance import read_manifest
 
-State = Literal["made", "stale", "missing", "gone"]
+State = Literal["made", "touched", "stale", "missing", "gone"]
 
 
 @dataclass(frozen=True)
 class ArtifactStatus:
     """State of one artifact.
 
-    `made`: finished, from the inputs and settings of now. `stale`: finished, but `why` says what has changed since.
-    `missing`: not made. `gone`: a raw input that was there once; what was made from it stays.
+    `made`: finished, from the inputs and settings of now. `touched`: finished, but its raw file was written again in
+    the same size, and only the stage itself compares the content. `stale`: finished, but `why` says what has changed
+    since. `missing`: not made. `gone`: a raw input that was there once; what was made from it stays.
     """
 
     asset: str
@@ -60,14 +61,18 @@ class _Walk:
         if manifest is None or not path.exists():
             return ArtifactStatus(kind.name, key, "missing", "", None, None, None)
         self.digests[kind.name, key] = manifest["sha256"]
-        why = self._staleness(kind, key, manifest)
-        if why:
+        state, why = self._judge(kind, key, manifest)
+        if state == "stale":
             self.stale.add((kind.name, key))
         report = manifest["report"]
-        state: State = "stale" if why else "made"
         return ArtifactStatus(kind.name, key, state, why, report["rows"], manifest["bytes"], report["seconds"])
 
-    def _staleness(self, kind: ArtifactKind, key: str, manifest: dict[str, Any]) -> str:
+    def _judge(self, kind: ArtifactKind, key: str, manifest: dict[str, Any]) -> tuple[State, str]:
+        if why := self._outdated(kind, key, manifest):
+            return "stale", why
+        return self._source_changed(kind, key, manifest)
+
+    def _outdated(self, kind: ArtifactKind, key: str, manifest: dict[str, Any]) -> str:
         provenance = manifest["provenance"]
         if provenance["code_version"] != STAGES[kind.stage].code_version:
             return f"made by version {provenance['code_version']} of the stage"
@@ -84,10 +89,10 @@ class _Walk:
                 return f"{name} is stale"
             if digest not in used:
                 return f"{name} changed or is new"
-        return self._source_changed(kind, key, manifest)
+        return ""
 
-    def _source_changed(self, kind: ArtifactKind, key: str, manifest: dict[str, Any]) -> str:
-        """A raw input replaced since: by size and mtime, as reading it would take as long as the stage."""
+    def _source_changed(self, kind: ArtifactKind, key: str, manifest: dict[str, Any]) -> tuple[State, str]:
+        """A raw input written since: by size and mtime, as reading it would take long."""
         for upstream in kind.upstream:
             path = CATALOGUE[upstream].path(self.settings.locations, key)
             details = manifest["report"]["details"]
@@ -95,9 +100,11 @@ class _Walk:
             if CATALOGUE[upstream].stage or not recorded or not path.exists():
                 continue
             stat = path.stat()
-            if [stat.st_size, stat.st_mtime_ns] != [recorded["bytes"], recorded["mtime_ns"]]:
-                return f"{path.name} was replaced"
-        return ""
+            if stat.st_size != recorded["bytes"]:
+                return "stale", f"{path.name} was replaced"
+            if stat.st_mtime_ns != recorded["mtime_ns"]:
+                return "touched", f"{path.name} was written again in the same size; content not compared yet"
+        return "made", ""
 
     def _setting(self, dotted: str) -> Any:
         try:

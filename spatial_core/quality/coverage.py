@@ -15,7 +15,7 @@ def coverage(settings: Settings) -> CheckOutcome:
     partitioned = [status for status in lake_status(settings) if status.partition]
     wanting = {
         state: [f"{status.asset} {status.partition}" for status in partitioned if status.state == state]
-        for state in ("missing", "stale", "gone")
+        for state in ("missing", "stale", "touched", "gone")
     }
     faults = [f"{len(names)} {state}: {', '.join(names[:10])}" for state, names in wanting.items() if names]
     passed = not (wanting["missing"] or wanting["stale"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dagster as dg
 import pytest
 
+from spatial_assets.automation import unchanged_tag
+
 TAR_ASSETS = ["backbone_embeddings", "fingerprints", "intermediates"]
 CHAIN = ["difficulty_metadata", "hf_model", "merged_splits", "projector_checkpoint", "retrieval_report"]
 
@@ -123,6 +125,35 @@ def test_a_cancelled_run_is_not_started_again(daemon) -> None:
     daemon.decide()
     daemon.instance.report_run_canceled(run)
     assert [daemon.decide() for _ in range(3)] == [{}, {}, {}]
+
+
+def test_a_tar_found_unchanged_asks_for_nothing_further(daemon) -> None:
+    """Its three artifacts are looked at, because nobody can know before; one that changed after all goes on."""
+    all_made(daemon, "0201", "0202")
+    daemon.decide()
+    daemon.made("raw_tars", "0202")
+    for changed in ([], ["fingerprints"]):
+        requested = daemon.decide()
+        assert requested == {asset: ["0202"] for asset in TAR_ASSETS}
+        run = daemon.start(TAR_ASSETS, ["0202"])
+        daemon.instance.add_run_tags(
+            run.run_id, {unchanged_tag(asset): "true" for asset in TAR_ASSETS if asset not in changed}
+        )
+        daemon.finish(run, {asset: ["0202"] for asset in TAR_ASSETS})
+        if not changed:
+            assert [daemon.decide() for _ in range(3)] == [{}, {}, {}]
+            daemon.made("raw_tars", "0202")
+    assert sorted(daemon.decide()) == [asset for asset in CHAIN if asset != "merged_splits"]
+
+
+def test_a_change_is_not_hidden_by_a_later_look_at_the_same_key(daemon) -> None:
+    all_made(daemon, "0201")
+    daemon.decide()
+    for tags in ({}, {unchanged_tag("backbone_embeddings"): "true"}):
+        run = daemon.start(["backbone_embeddings"], ["0201"])
+        daemon.instance.add_run_tags(run.run_id, tags)
+        daemon.finish(run, {"backbone_embeddings": ["0201"]})
+    assert "merged_splits" in daemon.decide()
 
 
 def test_many_tars_train_once(daemon) -> None:

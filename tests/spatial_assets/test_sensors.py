@@ -83,6 +83,20 @@ def test_a_replaced_tar_is_reported_again(daemon, lake, instance) -> None:
     assert newest.tags["dagster/data_version"] == "6-2000000000000"
 
 
+def test_a_tar_written_again_is_reported_as_what_a_stat_can_tell(daemon, lake, instance) -> None:
+    write(lake.raw / "0201.tar", b"abc")
+    daemon.sense(RAW), daemon.sense(RAW)
+    os.utime(lake.raw / "0201.tar", (2_000, 2_000))
+    daemon.sense(RAW), daemon.sense(RAW)
+    newest, _ = materializations(instance, "raw_tars", "0201")
+    assert newest.description == "0201.tar was written again in the same size"
+    (lake.raw / "0201.tar").unlink()
+    daemon.sense(RAW)
+    write(lake.raw / "0201.tar", b"abcd", mtime_s=3_000)
+    daemon.sense(RAW), daemon.sense(RAW)
+    assert materializations(instance, "raw_tars", "0201")[0].description == "0201.tar was replaced"
+
+
 def test_a_deleted_tar_loses_nothing_and_says_so_once(daemon, lake, instance) -> None:
     write(lake.raw / "0201.tar", b"abc")
     daemon.sense(RAW), daemon.sense(RAW)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import tarfile
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from spatial_assets import patience
+from spatial_assets.automation import unchanged_tag
 from spatial_assets.definitions import definitions_with
 from spatial_assets.defs.resources import SettingsResource
 from spatial_core.config.settings import Settings
 from spatial_core.jobs.registry import StageCall, run_stage
+from spatial_core.storage.atomic import exclusive
 from spatial_core.storage.provenance import read_manifest
 
 CITY = {"tars": 4, "buildings_per_tar": 4, "image_size_px": 64, "drop_images": 3, "max_views": 3}
@@ -81,6 +88,10 @@ def test_one_key_reports_everything_about_its_artifact(lake, raw, instance) -> N
     assert columns["target_lat"].type == "double"
     assert "kept" in metadata["read"].value
     assert metadata["rejected"].value
+    assert metadata["images"].value == manifest["report"]["rows"]
+    assert metadata["buildings"].value == manifest["report"]["details"]["buildings"]
+    assert 0 < metadata["distance_mean_m"].value < 100
+    assert metadata["repeated_images"].value == 0
 
 
 def test_a_range_reports_each_key_its_own_figures(lake, raw, instance) -> None:
@@ -99,6 +110,40 @@ def test_the_second_time_nothing_is_done(lake, raw, instance) -> None:
     metadata = newest(instance, "intermediates", "0901").metadata
     assert (metadata["up_to_date"].value, metadata["elapsed_s"].value) == (True, 0.0)
     assert artifact.stat().st_mtime_ns == before
+
+
+def test_a_run_says_whether_it_found_anything_new(lake, raw, instance) -> None:
+    """The tag is what keeps a touched tar from having everything merged and trained again."""
+
+    def tag(keys: list[str]) -> str | None:
+        result = run(lake, instance, ["intermediates"], keys)
+        made = instance.get_run_by_id(result.run_id)
+        assert made is not None
+        return made.tags.get(unchanged_tag("intermediates"))
+
+    assert tag(KEYS[:2]) is None
+    assert tag(KEYS[:2]) == "true"
+    os.utime(raw / "0901.tar", (5, 5))
+    assert tag(KEYS[:2]) == "true", "the bytes are the same"
+    with tarfile.open(raw / "0901.tar", "a") as tar:
+        tar.addfile(tarfile.TarInfo("0901/readme.txt"))
+    assert tag(KEYS[:2]) is None, "0901 holds something else"
+    (lake.settings.locations.intermediates_dir / "0901.parquet").unlink()
+    assert tag(["0901"]) is None, "what had to be computed may be missing further down too"
+
+
+def test_an_artifact_that_another_process_writes_is_waited_for(lake, raw, instance, monkeypatch) -> None:
+    """As when `make demo` runs beside `make dev`."""
+    artifact = lake.settings.locations.intermediates_dir / "0901.parquet"
+    monkeypatch.setattr(patience, "_PAUSE_S", 0.05)
+    with ExitStack() as other:
+        other.enter_context(exclusive(artifact))
+        threading.Timer(1.0, other.close).start()
+        result = run(lake, instance, ["intermediates"], ["0901"])
+    assert result.success
+    assert newest(instance, "intermediates", "0901").metadata["up_to_date"].value is False
+    lines = [event.message for event in instance.all_logs(result.run_id) if "waiting" in (event.user_message or "")]
+    assert len(lines) == 1 and "another process is writing it" in lines[0]
 
 
 def test_one_damaged_tar_fails_with_its_cause_in_one_line(lake, raw, instance) -> None:

@@ -30,7 +30,7 @@ STAGE = StageAsset(
 @dg.asset(
     name="difficulty_metadata",
     deps=["fingerprints"],
-    automation_condition=from_all_keys,
+    automation_condition=from_all_keys("fingerprints"),
     check_specs=STAGE.check_specs(),
     group_name="street_view",
     kinds={"parquet", "faiss"},

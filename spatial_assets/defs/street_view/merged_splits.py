@@ -29,7 +29,7 @@ STAGE = StageAsset(
 @dg.asset(
     name="merged_splits",
     deps=["backbone_embeddings"],
-    automation_condition=from_all_keys,
+    automation_condition=from_all_keys("backbone_embeddings"),
     check_specs=STAGE.check_specs(),
     group_name="street_view",
     kinds={"parquet", "python"},

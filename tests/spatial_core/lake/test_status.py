@@ -62,6 +62,13 @@ def test_a_lake_is_followed_from_empty_to_made_to_stale(settings: Settings) -> N
 
     os.utime(raw, ns=(1, 1))
     seen = look(settings)
+    assert seen["intermediates", "0901"].state == "touched"
+    assert "content not compared yet" in seen["intermediates", "0901"].why
+    assert seen["backbone_embeddings", "0901"].state == "made"
+    assert "1 touched: intermediates 0901" in coverage(settings).summary
+
+    raw.write_text("another tar")
+    seen = look(settings)
     assert seen["intermediates", "0901"].why == "0901.tar was replaced"
     assert seen["backbone_embeddings", "0901"].why == "intermediates 0901 is stale"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import tarfile
-import threading
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
@@ -135,10 +135,9 @@ def test_a_run_says_whether_it_found_anything_new(lake, raw, instance) -> None:
 def test_an_artifact_that_another_process_writes_is_waited_for(lake, raw, instance, monkeypatch) -> None:
     """As when `make demo` runs beside `make dev`."""
     artifact = lake.settings.locations.intermediates_dir / "0901.parquet"
-    monkeypatch.setattr(patience, "_PAUSE_S", 0.05)
     with ExitStack() as other:
         other.enter_context(exclusive(artifact))
-        threading.Timer(1.0, other.close).start()
+        monkeypatch.setattr(patience, "time", SimpleNamespace(sleep=lambda _: other.close()))
         result = run(lake, instance, ["intermediates"], ["0901"])
     assert result.success
     assert newest(instance, "intermediates", "0901").metadata["up_to_date"].value is False

@@ -12,9 +12,7 @@ image it is above, as a right one below all others.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +20,7 @@ import torch
 from torch import Tensor
 
 from spatial_core.errors import InputError
+from spatial_core.retrieval.side_by_side import full_float32, in_threads
 
 # Float32 dot products of unit vectors of up to 4096 values were off by 3.5e-7 at most, so two kernels differ by less.
 TIE = 1e-6
@@ -120,8 +119,8 @@ def retrieval_metrics(
     order = torch.argsort(positives, stable=True)
     threads = 1 if vectors.is_cuda else torch.get_num_threads()
     blocks = torch.split(order, min(QUERY_BLOCK, -(-len(order) // threads)))
-    with _full_float32():
-        _in_threads(score, blocks, threads)
+    with full_float32():
+        in_threads(score, blocks, threads)
     return RetrievalMetrics(
         recall={int(k): float((first_rank <= k).double().mean()) for k in top_k},
         mean_average_precision=float(average_precision.mean()),
@@ -179,31 +178,3 @@ def _ranks(vectors: Tensor, groups: _Groups, queries: Tensor, block_bytes: int) 
             # Summing 0.0 and 1.0 is exact here and several times faster than counting booleans.
             wrong[:, slot] += width - torch.lt(tile, thresholds[:, slot, None], out=below[:, :width]).sum(1)
     return wrong.to(torch.int64) + torch.arange(1, thresholds.shape[1] + 1, device=vectors.device), answered
-
-
-def _in_threads(score: Callable[[Tensor], None], blocks: Sequence[Tensor], threads: int) -> None:
-    """Blocks side by side, each on one thread.
-
-    Torch's own threads would meet after every operation on a tile: where other work holds a core, one always waits
-    for another, and two threads were slower than one. Blocks never wait for each other.
-    """
-    if threads == 1 or len(blocks) == 1:
-        for block in blocks:
-            score(block)
-        return
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            list(pool.map(score, blocks))
-    finally:
-        torch.set_num_threads(threads)
-
-
-@contextlib.contextmanager
-def _full_float32() -> Iterator[None]:
-    """Undo a faster, coarser matmul mode that training may have switched on, for the length of the block."""
-    mode = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(mode)

@@ -42,6 +42,12 @@ def as_matrix(vectors: npt.NDArray[np.floating], name: str) -> Matrix:
     return matrix
 
 
+def squared_lengths(vectors: Matrix) -> npt.NDArray[np.float64]:
+    """(N,) squared length of each vector, in float64 without a float64 copy of the matrix."""
+    squares: npt.NDArray[np.float64] = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64, casting="same_kind")
+    return squares
+
+
 def pair_scores(queries: Matrix, database: Matrix, rows: Rows, metric: Metric) -> Matrix:
     """(Q, D) queries and (Q, K) rows of an (N, D) database -> (Q, K) squared distances or inner products.
 

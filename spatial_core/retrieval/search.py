@@ -9,12 +9,10 @@ Memory: the database, 8 bytes for each of its rows, and for a block of queries a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 
-from spatial_core.retrieval.flat import Flat, FlatFaiss, FlatTorch, faiss_threads
+from spatial_core.retrieval.flat import Flat, FlatTorch, faiss_threads
 from spatial_core.retrieval.pairs import (
     NO_ROW,
     Matrix,
@@ -24,7 +22,11 @@ from spatial_core.retrieval.pairs import (
     nearest_first,
     pair_scores,
     require_rows,
+    squared_lengths,
 )
+from spatial_core.retrieval.pruned import BLOCK_QUERIES, FlatPruned
+from spatial_core.retrieval.side_by_side import full_float32, in_threads
+from spatial_core.storage.hardware import usable_cores
 
 _SPARE = 16  # candidates beyond k: enough that the bound decides for all but repeated vectors
 _BLOCK_CANDIDATES = 4 << 20
@@ -63,9 +65,9 @@ class ExactSearch:
         self._block = block
         if flat is None:
             on_cpu = device == "cpu"
-            flat = FlatFaiss(self.database, metric) if on_cpu else FlatTorch(self.database, metric, device)
+            flat = FlatPruned(self.database, metric) if on_cpu else FlatTorch(self.database, metric, device)
         self._flat = flat
-        self._squares = _squares(self.database)
+        self._squares = squared_lengths(self.database)
 
     def search(self, queries: npt.NDArray[np.floating], k: int) -> tuple[Matrix, Rows]:
         """The k best of N database rows for each query, min(k, N) where there are fewer.
@@ -81,27 +83,33 @@ class ExactSearch:
         matrix = as_matrix(queries, "queries")
         k = min(k, len(self.database))
         scores, rows = np.empty((len(matrix), k), np.float32), np.empty((len(matrix), k), np.int64)
-        with faiss_threads(self._threads):
-            for part in self._blocks(len(matrix), k) if k else ():
-                scores[part], rows[part] = self._search_block(matrix[part], k)
-        return np.sqrt(scores, out=scores) if self.metric == "l2" else scores, rows
 
-    def _blocks(self, queries: int, k: int) -> Iterator[slice]:
+        threads = self._threads or usable_cores()
         step = self._block or max(1, _BLOCK_CANDIDATES // (k + _SPARE))
-        for start in range(0, queries, step):
-            yield slice(start, min(start + step, queries))
+        if self._flat.concurrent:
+            step = max(1, min(step, BLOCK_QUERIES, -(-len(matrix) // threads)))
+        parts = [slice(start, start + step) for start in range(0, len(matrix) if k else 0, step)]
+        alone = not self._flat.concurrent or len(parts) == 1
+
+        def search_part(part: slice) -> None:
+            with faiss_threads(threads if alone else 1):
+                scores[part], rows[part] = self._search_block(matrix[part], k)
+
+        with full_float32():
+            in_threads(search_part, parts, threads, alone=alone)
+        return np.sqrt(scores, out=scores) if self.metric == "l2" else scores, rows
 
     def _search_block(self, queries: Matrix, k: int) -> tuple[Matrix, Rows]:
         if k + _SPARE >= len(self.database):
             rows = np.tile(np.arange(len(self.database)), (len(queries), 1))
             return nearest_first(pair_scores(queries, self.database, rows, self.metric), rows, self.metric, k)
-        products, rows = self._flat.fetch(queries, k + _SPARE)
-        scores, rows = nearest_first(pair_scores(queries, self.database, rows, self.metric), rows, self.metric, k)
+        found = self._flat.fetch(queries, k + _SPARE)
+        scores = pair_scores(queries, self.database, found.rows, self.metric)
+        scores, rows = nearest_first(scores, found.rows, self.metric, k)
         sign = 1.0 if self.metric == "l2" else -1.0
         # Nothing that was not fetched can beat, or tie with, the k-th unless it lies within the bound of it.
-        last = (sign * products).max(axis=1).astype(np.float64)
         limit = sign * scores[:, -1].astype(np.float64) + self._bound(queries, scores[:, -1])
-        doubtful = np.flatnonzero(last <= limit)
+        doubtful = np.flatnonzero(~(sign * found.limits.astype(np.float64) > limit))  # no number is doubtful too
         step = max(1, _DOUBTFUL_SCORES // len(self.database))
         for start in range(0, len(doubtful), step):
             part = doubtful[start : start + step]
@@ -111,11 +119,12 @@ class ExactSearch:
     def _bound(self, queries: Matrix, kth: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
         """(Q,) how far a product's score may lie from the true one, for rows that are as good as the k-th.
 
-        D products and sums in float32 err by at most (D + 4) units of 2^-24 of the lengths involved; twice that, to
-        cover the rounding of the scores themselves. A row within sqrt(kth) of the query is at most that much longer.
+        D products and sums in float32 err by at most (D + 4) units of 2^-24 of the lengths involved; four times that,
+        to cover a limit that is part of the sum and the rounding of the scores themselves. A row within sqrt(kth) of
+        the query is at most that much longer.
         """
-        unit = 2.0 * (queries.shape[1] + 8) * 2.0**-24
-        length = np.sqrt(_squares(queries))
+        unit = 4.0 * (queries.shape[1] + 8) * 2.0**-24
+        length = np.sqrt(squared_lengths(queries))
         reach = np.sqrt(self._squares.max()) if self.metric == "ip" else 2 * length + np.sqrt(kth.astype(np.float64))
         bound: npt.NDArray[np.float64] = unit * reach * (length if self.metric == "ip" else reach)
         return bound
@@ -124,19 +133,13 @@ class ExactSearch:
         """Score every row whose product is not worse than the limit, in which the bound is included."""
         products = queries @ self.database.T
         if self.metric == "l2":
-            chosen = _squares(queries)[:, None] + self._squares[None] - 2.0 * products <= limit[:, None]
+            chosen = squared_lengths(queries)[:, None] + self._squares[None] - 2.0 * products <= limit[:, None]
         else:
             chosen = products >= limit[:, None]
         counts = chosen.sum(axis=1)
         rows = np.full((len(queries), int(counts.max())), NO_ROW, dtype=np.int64)
         rows[np.arange(rows.shape[1]) < counts[:, None]] = np.nonzero(chosen)[1]
         return nearest_first(pair_scores(queries, self.database, rows, self.metric), rows, self.metric, k)
-
-
-def _squares(vectors: Matrix) -> npt.NDArray[np.float64]:
-    """(N,) squared length of each vector, in float64 without a float64 copy of the matrix."""
-    squares: npt.NDArray[np.float64] = np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64, casting="same_kind")
-    return squares
 
 
 def search(

@@ -97,26 +97,29 @@ def _files(artifact: Path) -> dict[str, Path]:
     }
 
 
-def content_digest(artifact: Path) -> str:
-    """SHA-256 of a file, or of the sorted (name, SHA-256) list of a folder."""
+def content_digest(artifact: Path, known: Mapping[str, str] | None = None) -> str:
+    """SHA-256 of a file, or of the sorted (name, SHA-256) list of a folder; `known` are digests of files in it."""
     files = _files(artifact)
     if artifact.is_file():
         return sha256_file(artifact)
-    return digest_json([[name, sha256_file(file)] for name, file in files.items()])
+    known = known or {}
+    return digest_json([[name, known.get(name) or sha256_file(file)] for name, file in files.items()])
 
 
 def _stat(artifact: Path) -> list[list[Any]]:
     return [[name, file.stat().st_size, file.stat().st_mtime_ns] for name, file in _files(artifact).items()]
 
 
-def record_artifact(artifact: Path, key: str, provenance: Provenance, report: Report) -> None:
-    """Write the manifest that declares `artifact` finished."""
+def record_artifact(
+    artifact: Path, key: str, provenance: Provenance, report: Report, digests: Mapping[str, str] | None = None
+) -> None:
+    """Write the manifest that declares `artifact` finished; `digests` are of those of its files hashed when written."""
     stat = _stat(artifact)
     write_json(
         manifest_path(artifact),
         {
             "artifact": artifact.name,
-            "sha256": content_digest(artifact),
+            "sha256": content_digest(artifact, digests),
             "bytes": sum(size for _, size, _ in stat),
             "stat": stat,
             "key": key,

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from spatial_core.errors import ArtifactError, InputError
+from spatial_core.storage.digests import sha256_file
 from spatial_core.storage.parquet import (
     open_parquet,
     parquet_sink,
@@ -97,3 +98,27 @@ def test_nothing_appears_when_writing_fails(tmp_path: Path) -> None:
         sink.write_table(pa.table({"id": [1]}, schema=schema))
         raise RuntimeError
     assert not list(tmp_path.iterdir())
+
+
+def test_plain_vectors_read_the_same_and_only_they_are_uncompressed(tmp_path: Path) -> None:
+    schema = pa.schema([("id", pa.string()), ("vector", vector_type(8)), ("place", pa.struct([("lat", pa.float64())]))])
+    matrix = np.random.default_rng(0).standard_normal((500, 8)).astype(np.float32)
+    places = [{"lat": 45.0}] * 500
+    table = pa.table([["a"] * 500, vectors_to_arrow(matrix), places], schema=schema)
+    digests: dict[str, str] = {}
+    with parquet_sink(tmp_path / "plain.parquet", schema, PROVENANCE, plain_vectors=True, digests=digests) as sink:
+        sink.write_table(table)
+    with parquet_sink(tmp_path / "packed.parquet", schema, PROVENANCE) as sink:
+        sink.write_table(table)
+    plain, packed = (pq.ParquetFile(tmp_path / f"{name}.parquet") for name in ("plain", "packed"))
+    assert plain.read() == packed.read() == table
+    assert plain.schema_arrow.equals(packed.schema_arrow, check_metadata=True)
+    group = plain.metadata.row_group(0)
+    columns = {group.column(i).path_in_schema: group.column(i) for i in range(group.num_columns)}
+    assert {path: column.compression for path, column in columns.items()} == {
+        "id": "ZSTD",
+        "vector.list.element": "UNCOMPRESSED",
+        "place.lat": "ZSTD",
+    }
+    assert "BYTE_STREAM_SPLIT" not in columns["vector.list.element"].encodings
+    assert digests == {"plain.parquet": sha256_file(tmp_path / "plain.parquet")}

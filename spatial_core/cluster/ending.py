@@ -34,7 +34,6 @@ TERMINAL = frozenset(
     }
 )
 VANISHED = "VANISHED"  # not a state of accounting: neither it nor the queue knows the task
-INTERRUPTED_CODE = 75  # by which a job says that it saved its pieces and wants to go on
 _AGAIN = "materialize again; finished pieces are kept"
 _FAILURES: dict[str, tuple[type[JobFailed], str]] = {
     "OUT_OF_MEMORY": (

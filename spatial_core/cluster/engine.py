@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from spatial_core.cluster.ending import (
-    INTERRUPTED_CODE,
     TERMINAL,
     VANISHED,
     Ending,
@@ -397,7 +396,7 @@ class Engine:
     def _again(self, watch: _Watch, ending: Ending, error: JobFailed) -> Resources | None:
         """Resources to send a task again with, if that is called for."""
         key = watch.record.key
-        if watch.said.interrupted is not None and ending.exit_code == INTERRUPTED_CODE:
+        if watch.said.interrupted is not None and ending.state == "FAILED":  # torchrun and srun make 1 of its 75
             self._resumed[key] += 1
             if self._resumed[key] <= _RESUMPTIONS:
                 self._observer.log(logging.INFO, f"[{key}] saved its pieces and goes on in a new job")

@@ -149,14 +149,23 @@ def job_script(stage: str, resources: Resources, compute: ComputeSection, folder
     if stage == "train" and (resources.nodes > 1 or resources.processes > 1):
         first, count = _PORTS
         lines += [
-            "# One torchrun a node; they meet at the first node, on a port of this job's own.",
+            "# One torchrun a node; they meet at the first, where SLURM itself reaches it, on a port of the job's own.",
             'head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
-            "address=$(scontrol getaddrs \"$head\" 2>/dev/null | sed -n 's/^[^:]*: *\\(.*\\):[0-9]*$/\\1/p' || true)",
+            "address=$(scontrol show node \"$head\" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')",
             f"port=$(({first} + SLURM_JOB_ID % {count}))",
-            _command("exec srun --kill-on-bad-exit=1", prefix, python)
+            "# How long torchrun lets processes finish their epoch; 30 s unless told.",
+            f"export TORCH_ELASTIC_SHUTDOWN_TIMEOUT={compute.end_signal_s}",
+            "# srun answers SIGTERM by killing the processes: this shell passes it on to them itself and waits.",
+            "trap 'scancel --signal=TERM \"$SLURM_JOB_ID\"' TERM",
+            _command("srun --kill-on-bad-exit=1", prefix, python)
             + f" -m torch.distributed.run --nnodes={resources.nodes} --nproc-per-node={resources.processes}"
             + ' --rdzv-backend=c10d --rdzv-id="$SLURM_JOB_ID" --rdzv-endpoint="${address:-$head}:$port" '
-            + job,
+            + f"{job} &",
+            "step=$!",
+            "code=0",
+            'wait "$step" || code=$?',
+            'while kill -0 "$step" 2>/dev/null; do code=0; wait "$step" || code=$?; done',
+            'exit "$code"',
         ]
     else:
         # exec: signals for the batch shell are then signals for the stage.

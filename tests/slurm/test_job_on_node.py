@@ -1,12 +1,10 @@
-"""A job told to stop by a real SLURM: queued again from within, not when cancelled, and as several processes.
-
-Jobs run `spatial_core.jobs` slowed down, so that there is a piece in hand when the signal comes.
-"""
+"""A job told to stop by a real SLURM: queued again from within, not when cancelled, and as several processes."""
 
 from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,8 @@ from typing import Any
 import pytest
 from dagster_pipes import encode_param
 
+from spatial_core.cluster.resources import Resources
+from spatial_core.cluster.script import log_file, render
 from spatial_core.config.settings import Settings
 from spatial_core.jobs.registry import StageCall
 from spatial_core.jobs.task import Task
@@ -30,43 +30,40 @@ from tests.slurm.conftest import REPOSITORY
 CONTEXT = {"asset_keys": None, "partition_key": None, "run_id": "r", "job_name": None, "retry_number": 0, "extras": {}}
 ROOMY = ("--cpus-per-task=1", "--mem=3G", "--requeue", "--open-mode=append", f"--export=ALL,PYTHONPATH={REPOSITORY}")
 
-# After every piece, and in every epoch, there is time to be told.
+# After every piece there is time to be told.
 DRIVER = """
 import pathlib, sys, time
 from spatial_core.jobs.__main__ import main
-from spatial_core.metric_learning.trainer import Trainer
-rename, epoch = pathlib.Path.replace, Trainer.epoch
+rename = pathlib.Path.replace
 def replace(self, target):
     result = rename(self, target)
     if ".pieces-" in str(target):
         time.sleep(2)
     return result
-def slow_epoch(self, after_batch):
-    time.sleep(2)
-    return epoch(self, after_batch)
-pathlib.Path.replace, Trainer.epoch = replace, slow_epoch
+pathlib.Path.replace = replace
 sys.exit(main(sys.argv[1:]))
 """
 
 
 @dataclass
 class Place:
-    """A folder that the nodes share, with what jobs need in it."""
+    """A folder that the nodes share, with what jobs need in it, and the message file in it."""
 
     root: Path
+    file: str = "messages"
 
     def task(self, call: StageCall, **options: Any) -> list[str]:
-        """Write the task of a job that reports to `messages`; the command line after the interpreter."""
+        """Write the task of a job that reports to the message file; the command line after the interpreter."""
         pipes = {
             "DAGSTER_PIPES_CONTEXT": encode_param({"data": CONTEXT}),
-            "DAGSTER_PIPES_MESSAGES": encode_param({"path": str(self.root / "messages")}),
+            "DAGSTER_PIPES_MESSAGES": encode_param({"path": str(self.root / self.file)}),
         }
         Task(call, pipes, requeue=True, **options).write(self.root / "task.json")
         (self.root / "driver.py").write_text(DRIVER)
         return [str(self.root / "driver.py"), call.stage, "--task", str(self.root / "task.json")]
 
     def messages(self) -> list[dict[str, Any]]:
-        file = self.root / "messages"
+        file = self.root / self.file
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
     def outcomes(self) -> list[dict[str, Any]]:
@@ -80,10 +77,9 @@ class Place:
 
 
 @pytest.fixture
-def place(slurm: Slurm, request: pytest.FixtureRequest) -> Iterator[Place]:
-    root = slurm.work / request.node.name
-    root.mkdir()
-    yield Place(root)
+def place(slurm: Slurm) -> Iterator[Place]:
+    with tempfile.TemporaryDirectory(dir=slurm.work, ignore_cleanup_errors=True) as folder:
+        yield Place(Path(folder))
 
 
 @pytest.fixture(scope="module")
@@ -144,20 +140,35 @@ def test_a_cancelled_job_saves_its_piece_and_stays_cancelled(
 
 
 def test_processes_on_two_nodes_stop_together_and_go_on(slurm: Slurm, place: Place) -> None:
+    """By the very script and options that are handed to sbatch for training on two nodes."""
     lake: Lake = build_lake(place.root)
     arguments = {"merged_dir": lake.merged, "difficulty": lake.difficulty, "output_dir": lake.output}
-    call = StageCall("train", {name: str(path) for name, path in arguments.items()}, train_settings())
-    torchrun = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d"]
-    rendezvous = ["--rdzv-id=7", "--rdzv-endpoint=127.0.0.1:29431", "--local-addr=127.0.0.1"]
-    nodes = ("--partition=urgent", "--nodes=2", "--ntasks-per-node=1")
-    command = [sys.executable, *torchrun, *rendezvous, *place.task(call)]
-    job = slurm.sbatch(*ROOMY, *nodes, run=["srun", "--kill-on-bad-exit=1", *command])
+    settings = train_settings("training.num_epochs=150", f"compute.work_dir={place.root}")
+    submission = render(
+        "projector_checkpoint",
+        {"": StageCall("train", {name: str(path) for name, path in arguments.items()}, settings)},
+        Resources(cpus=1, mem="3G", time_limit="01:00:00", partition="urgent", nodes=2),
+        settings,
+        name="two-nodes",
+        python=Path(sys.executable),
+        run_id="r",
+    )
+    assert "--signal=B:TERM@120" in submission.options
+    for name, text in submission.files.items():
+        file = Path(submission.folder) / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    for name in ("logs", "messages"):
+        (Path(submission.folder) / name).mkdir(exist_ok=True)
+    job = slurm.run("sbatch", "--parsable", *submission.options, f"{submission.folder}/job.sh")
+    log, said = Path(log_file(submission.folder, 0)), Place(Path(submission.folder), "messages/0.jsonl")
     slurm.wait_for((lake.output / STATE).exists, timeout_s=120, what="the first epoch")
-    slurm.run("scancel", "--signal=TERM", job)  # the steps, as --signal=TERM@… does
-    slurm.wait_for(place.outcomes, what="the first attempt's last words")
-    assert "epochs are finished" in place.outcomes()[0]["interrupted"]["message"], slurm.log(job)
+    slurm.run("scancel", "--signal=TERM", "--batch", job)  # the batch shell, as that option does
+    slurm.wait_for(said.outcomes, what="the first attempt's last words")
+    assert "of 150 epochs are finished" in said.outcomes()[0]["interrupted"]["message"], log.read_text()
     epochs = load_state(lake.output / STATE)[1]["run"]["epoch"]
-    assert slurm.ended(job, timeout_s=180).state == "COMPLETED", slurm.log(job)
-    report = place.outcomes()[-1]["report"]
+    assert 0 < epochs < 150
+    assert slurm.ended(job, timeout_s=180).state == "COMPLETED", log.read_text()
+    report = said.outcomes()[-1]["report"]
     assert report["details"]["resumed_from_epoch"] == epochs
     assert report["details"]["processes"] == 2

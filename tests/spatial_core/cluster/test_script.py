@@ -138,7 +138,7 @@ def test_bash_finds_no_fault(distributed: bool, tmp_path: Path) -> None:
     checked = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
     assert (checked.returncode, checked.stderr) == (0, "")
     assert ("torch.distributed.run --nnodes=2 --nproc-per-node=2" in script) is distributed
-    assert ("exec srun" in script) is distributed
+    assert ("\nsrun --kill-on-bad-exit=1 " in script) is distributed
 
 
 @pytest.mark.parametrize(("limit", "told"), [("02:00:00", True), ("00:05:00", False), ("9", True)])

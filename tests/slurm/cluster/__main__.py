@@ -11,7 +11,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from tests.slurm.cluster.cluster import Cluster, ClusterError
+from tests.slurm.cluster.cluster import Cluster, ClusterError, check_possible
 from tests.slurm.cluster.layout import DAEMONS, FOLDER_VARIABLE, Layout, default_folder
 
 READY = "ready"
@@ -29,8 +29,9 @@ def main() -> int:
     if arguments.command in {"down", "status", "stop"} and not arguments.dir.exists():
         _say(f"no cluster was ever started in {arguments.dir}")
         return 0
-    cluster = Cluster(Layout(arguments.dir.resolve()))
     try:
+        check_possible()
+        cluster = Cluster(Layout(arguments.dir.resolve()))
         if arguments.command == "hold":
             _hold(cluster)
         elif arguments.command == "up":

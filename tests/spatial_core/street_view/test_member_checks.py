@@ -90,15 +90,16 @@ def verdict(path: Path, data: bytes) -> ImageFacts | str:
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("restart_blocks", [0, 5])
+@pytest.mark.parametrize(("mode", "subsampling"), [("RGB", 0), ("RGB", 2), ("L", 0)])
 def test_the_verdict_is_that_of_full_decoding(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, progressive: bool, reduced: bool
+    tmp_path: Path, progressive: bool, restart_blocks: int, mode: str, subsampling: int
 ) -> None:
-    """Checking uses faster arithmetic, and reduced scale for large pictures; neither may change what is refused."""
-    if reduced:
-        monkeypatch.setattr(decode, "_LARGE_BYTES", 1)
+    """Checking decodes at reduced scale and by faster arithmetic; neither may change what is refused."""
     rng = np.random.default_rng(9)
-    sound = noisy_picture(rng, progressive)
+    sound = noisy_picture(
+        rng, mode, progressive=progressive, restart_marker_blocks=restart_blocks, subsampling=subsampling
+    )
     seen = set()
     for turn in range(200):
         damaged = bytearray(sound)
@@ -116,10 +117,10 @@ def test_the_verdict_is_that_of_full_decoding(
     assert {"sound", "image_corrupt"} <= seen
 
 
-def noisy_picture(rng: np.random.Generator, progressive: bool) -> bytes:
+def noisy_picture(rng: np.random.Generator, mode: str, **options: int) -> bytes:
     stream = io.BytesIO()
     pixels = rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    Image.fromarray(pixels).resize((400, 300)).save(stream, "JPEG", quality=60, progressive=progressive)
+    Image.fromarray(pixels).convert(mode).resize((400, 300)).save(stream, "JPEG", quality=60, **options)
     return stream.getvalue()
 
 
@@ -157,7 +158,7 @@ def test_more_than_the_whole_budget_is_still_served() -> None:
 
 
 def test_images_beyond_the_usual_size_are_judged_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = noisy_picture(np.random.default_rng(3), progressive=False)
+    sound = noisy_picture(np.random.default_rng(3), "RGB")
     usual = verdict(tmp_path / "t", sound), verdict(tmp_path / "t", sound[:-9])
     monkeypatch.setattr(member_checks, "_USUAL_PIXEL_BYTES", 0)
     assert (verdict(tmp_path / "t", sound), verdict(tmp_path / "t", sound[:-9])) == usual

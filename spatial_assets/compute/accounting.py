@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 
 from spatial_core.cluster.ending import VANISHED, Ending, usage_record
-from spatial_core.cluster.engine import Done
+from spatial_core.cluster.following import Done
 from spatial_core.config.compute import ComputeSection
 
 

@@ -16,7 +16,7 @@ from spatial_assets.compute.accounting import job_metadata
 from spatial_assets.compute.base import one_line
 from spatial_assets.compute.cluster import Follower, ending_together, engine_for
 from spatial_assets.compute.dagster_slurm_terms import StageLauncher, overrides, slurm_resource, spelled_out
-from spatial_core.cluster.engine import Done
+from spatial_core.cluster.following import Done
 from spatial_core.cluster.ledger import SubmissionRecord
 from spatial_core.cluster.resources import Resources, resources_for
 from spatial_core.cluster.script import Submission, log_file, render

@@ -4,14 +4,13 @@ finished is left unrecorded, and nothing is computed twice for it.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import dagster as dg
 
 from spatial_assets.compute.cluster import scheduler_for
 from spatial_assets.defs.resources import SettingsResource
 from spatial_assets.partitions import RANGE_TAGS
 from spatial_core.cluster.ledger import Ledger, SubmissionRecord, TaskRecord
+from spatial_core.cluster.sending import cancel_submission
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ClusterError
 from spatial_core.lake.catalogue import CATALOGUE
@@ -53,15 +52,14 @@ def cluster_jobs(context: dg.SensorEvaluationContext, settings: SettingsResource
     requests: list[dg.RunRequest] = []
     left: list[str] = []
     for submission in ledger.submissions():
-        tasks = ledger.outstanding(submission)
         run = context.instance.get_run_by_id(submission.run_id)
         if run is not None and run.status in _TERMINATED and run.is_finished:
-            _cancel(context, tree, ledger, submission, tasks)
+            _cancel(context, tree, ledger, submission)
         elif run is not None and (not run.is_finished or _retried(context.instance, run.run_id)):
             continue
         else:
             left.append(str(submission.job or submission.name))
-            requests += _requests(context.instance, submission, tasks)
+            requests += _requests(context.instance, submission, submission.open_tasks)
     if not requests:
         return dg.SkipReason("every job belongs to a run in progress")
     context.log.info(f"run ended before its jobs: {', '.join(left)}; following them")
@@ -95,22 +93,12 @@ def _requests(
 
 
 def _cancel(
-    context: dg.SensorEvaluationContext,
-    settings: Settings,
-    ledger: Ledger,
-    submission: SubmissionRecord,
-    tasks: list[TaskRecord],
+    context: dg.SensorEvaluationContext, settings: Settings, ledger: Ledger, submission: SubmissionRecord
 ) -> None:
     """A terminated run left these behind, because its process was killed before it could cancel them."""
-    scheduler = scheduler_for(settings, context.log.warning)
     try:
-        jobs = [submission.job] if submission.job else scheduler.find(submission.name)
-        sent = [replace(submission, job=job) for job in jobs]
-        scheduler.cancel(TaskRecord(record, task.index).task_id for record in sent for task in tasks)
+        cancelled = cancel_submission(submission, scheduler_for(settings, context.log.warning), ledger)
     except ClusterError as error:
         context.log.warning(f"jobs of the terminated run {submission.run_id} could not be cancelled yet: {error}")
         return
-    ledger.settle(tasks)
-    context.log.info(
-        f"cancelled {len(tasks)} tasks of {jobs or submission.name}: run {submission.run_id} was terminated"
-    )
+    context.log.info(f"cancelled {cancelled} tasks of {submission.name}: run {submission.run_id} was terminated")

@@ -15,10 +15,11 @@ A scheduler that does not answer is reported as such (`queue_error`, `accounting
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
-from typing import Any, Dict, List, Optional, Set, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 
 Json = Dict[str, Any]
 
@@ -32,6 +33,9 @@ ACCOUNTING = (
 TIMEOUT_S = 50
 MESSAGE_BYTES = 1 << 16  # of one task and poll; the rest comes with the next poll
 ANSWER_BYTES = 1 << 20
+# After these words of sbatch the controller may have taken the job all the same.
+UNCLEAR = re.compile("timed out|(receive|send|shutdown) failure|Zero Bytes were transmitted", re.IGNORECASE)
+RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
 
 
 def environment() -> "Dict[str, str]":
@@ -50,11 +54,9 @@ def command(argv: "List[str]", text: "Optional[str]" = None) -> "Tuple[int, str,
     try:
         done = subprocess.run(
             argv,
-            input=text,
-            stdin=None if text is not None else subprocess.DEVNULL,
+            input=(text or "").encode("utf-8"),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            universal_newlines=True,
             timeout=TIMEOUT_S,
             env=environment(),
             check=False,
@@ -63,7 +65,8 @@ def command(argv: "List[str]", text: "Optional[str]" = None) -> "Tuple[int, str,
         return 127, "", f"{argv[0]}: {error.strerror}"
     except subprocess.TimeoutExpired:
         return 124, "", f"{argv[0]} did not answer in {TIMEOUT_S} s"
-    return done.returncode, done.stdout, done.stderr.strip()
+    # Whatever the locale says: the default of an ASCII locale would stop at the first accent in a message.
+    return done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode("utf-8", "replace").strip()
 
 
 def submit(request: Json) -> Json:
@@ -71,68 +74,75 @@ def submit(request: Json) -> Json:
     folder = request["folder"]
     os.makedirs(os.path.dirname(folder), mode=0o700, exist_ok=True)
     os.mkdir(folder, 0o700)
-    for name, text in request["files"].items():
-        path = os.path.join(folder, name)
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as handle:
-            handle.write(text)
-    for name in request["folders"]:
-        os.makedirs(os.path.join(folder, name), mode=0o700, exist_ok=True)
+    try:
+        for name, text in request["files"].items():
+            path = os.path.join(folder, name)
+            os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as handle:
+                handle.write(text)
+        for name in request["folders"]:
+            os.makedirs(os.path.join(folder, name), mode=0o700, exist_ok=True)
+    except OSError as fault:
+        shutil.rmtree(folder, ignore_errors=True)
+        return {"error": str(fault), "unclear": False}
     code, out, error = command(["sbatch", "--parsable"] + request["options"] + [os.path.join(folder, "job.sh")])
-    if not code:
-        return {"job": out.strip().split(";")[0]}
-    # The controller may have taken a job although its answer was late: then the job needs its folder.
-    unclear = code == 124 or "timed out" in error
+    job = out.strip().rpartition("\n")[2].partition(";")[0]
+    if not code and job.isdigit():
+        return {"job": job}
+    # A job that was taken although the answer did not arrive needs its folder.
+    unclear = code in (0, 124) or UNCLEAR.search(error) is not None
     if not unclear:
         shutil.rmtree(folder, ignore_errors=True)
-    return {"error": error or f"sbatch ended with exit code {code}", "unclear": unclear}
+    return {"error": error or f"sbatch ended with exit code {code} and said {out[:200]!r}", "unclear": unclear}
 
 
 def poll(request: Json) -> Json:
-    """The state of jobs, and new messages of their tasks."""
-    answer: Json = {"queue": [], "accounting": [], "messages": {}}
+    """The state of jobs, and new messages of their tasks.
+
+    `jobs` maps a job id to its folder of message files (null if they are of no interest) and to its tasks, each with
+    the bytes of its messages that are known.
+    """
+    answer: Json = {"queue": [], "accounting": [], "messages": {}, "more": []}
     jobs = request["jobs"]
     code, out, error = command(["squeue", "-h", "-j", ",".join(jobs), "-o", "%i|%T|%r|%N"])
     if code and "Invalid job id" not in error:
         answer["queue_error"] = error or f"squeue ended with exit code {code}"
         return answer
-    rows = [line.split("|") for line in out.splitlines() if line.count("|") >= 3]
-    answer["queue"] = rows
-    queued = {row[0] for row in rows}
-    ended = sorted({task["job"] for name, task in request["tasks"].items() if not listed(name, queued)})
+    answer["queue"] = [line.split("|") for line in out.splitlines() if line.count("|") >= 3]
+    queued = {name: row[1] for row in answer["queue"] for name in expand(row[0])}
+    ended = sorted(job for job, watched in jobs.items() if any(name not in queued for name in watched["tasks"]))
     if ended:
         answer["accounting"], problem = accounting(ended)
         if problem:
             answer["accounting_error"] = problem
-    pending = {row[0] for row in rows if row[1] == "PENDING"}
+    # Messages last: those of a task that accounting has the end of are then complete.
     size = 0
-    for name, task in request["tasks"].items():
-        if listed(name, pending) and not task["offset"]:
-            continue
-        found = new_lines(task["messages"], task["offset"])
-        if found and size < ANSWER_BYTES:
-            answer["messages"][name] = found
-            size += len(found[1])
+    for watched in jobs.values():
+        for name, offset in watched["tasks"].items() if watched["messages"] else ():
+            if queued.get(name) == "PENDING" and not offset:
+                continue
+            path = os.path.join(watched["messages"], (name.partition("_")[2] or "0") + ".jsonl")
+            if size >= ANSWER_BYTES:
+                answer["more"].append(name)
+                continue
+            found, more = new_lines(path, offset)
+            if found:
+                answer["messages"][name] = found
+                size += len(found[1])
+            if more:
+                answer["more"].append(name)
     return answer
 
 
-def listed(name: str, rows: "Set[str]") -> bool:
-    """Whether a queue row is about a task: its own, or the one that stands for all pending tasks of its array."""
-    if name in rows:
-        return True
-    job, _, index = name.partition("_")
-    return any(row.startswith(job + "_[") and within(int(index), row) for row in rows) if index else False
-
-
-def within(index: int, row: str) -> bool:
-    """Whether "12_[3-5,9%2]" holds a task."""
-    for part in row.partition("[")[2].rstrip("]").partition("%")[0].split(","):
-        span, _, step = part.partition(":")
-        first, _, last = span.partition("-")
-        inside = first.isdigit() and int(first) <= index <= int(last or first)
-        if inside and (index - int(first)) % int(step or 1) == 0:
-            return True
-    return False
+def expand(name: str) -> "List[str]":
+    """Tasks of a row: `12_[3-5,9%2]` stands for 12_3, 12_4, 12_5 and 12_9."""
+    job, bracket, rest = name.partition("_[")
+    if not bracket:
+        return [name]
+    names = []
+    for first, last, step in RANGE.findall(rest.partition("%")[0]):
+        names += [f"{job}_{index}" for index in range(int(first), int(last or first) + 1, int(step or 1))]
+    return names
 
 
 def accounting(jobs: "List[str]") -> "Tuple[List[Json], Optional[str]]":
@@ -144,23 +154,25 @@ def accounting(jobs: "List[str]") -> "Tuple[List[Json], Optional[str]]":
     return [dict(zip(ACCOUNTING, row)) for row in rows if len(row) == len(ACCOUNTING)], None
 
 
-def new_lines(path: str, offset: int) -> "Optional[List[Any]]":
-    """[new offset, text] of the whole lines behind an offset; None when there are none."""
+def new_lines(path: str, offset: int) -> "Tuple[Optional[List[Any]], bool]":
+    """[new offset, text] of whole lines behind an offset, None when there are none; and whether there are more."""
     try:
         with open(path, "rb") as handle:
-            if os.fstat(handle.fileno()).st_size < offset:
+            size = os.fstat(handle.fileno()).st_size
+            if size < offset:
                 offset = 0
             handle.seek(offset)
             data = handle.read(MESSAGE_BYTES)
             while data and b"\n" not in data:
-                more = handle.read(MESSAGE_BYTES)
-                if not more:
-                    return None
-                data += more
+                further = handle.read(MESSAGE_BYTES)
+                if not further:
+                    return None, False
+                data += further
     except FileNotFoundError:
-        return None
+        return None, False
     whole = data.rfind(b"\n") + 1
-    return [offset + whole, data[:whole].decode("utf-8", "replace")] if whole else None
+    text = data[:whole].decode("utf-8", "replace")
+    return ([offset + whole, text] if whole else None), offset + len(data) < size
 
 
 def find(request: Json) -> Json:

@@ -18,6 +18,7 @@ from spatial_core.errors import (
     JobVanished,
     NodeFailed,
 )
+from spatial_core.jobs.messages import Said
 
 TERMINAL = frozenset(
     {
@@ -46,6 +47,11 @@ _FAILURES: dict[str, tuple[type[JobFailed], str]] = {
         "ask for more time than {time} (compute.resources.ASSET.time_limit), or set compute.retries; finished pieces "
         "are kept",
     ),
+    "INTERRUPTED": (
+        JobTimedOut,
+        "it was told to stop and had got no further than the time before; ask for more time than {time} "
+        "(compute.resources.ASSET.time_limit)",
+    ),
     "DEADLINE": (JobTimedOut, "it could not end before its --deadline"),
     "PREEMPTED": (JobPreempted, _AGAIN + "; or use a partition whose jobs are not preempted"),
     "REVOKED": (JobPreempted, _AGAIN),
@@ -54,6 +60,12 @@ _FAILURES: dict[str, tuple[type[JobFailed], str]] = {
     "BOOT_FAIL": (NodeFailed, _AGAIN),
     VANISHED: (JobVanished, "neither the queue nor the accounting knows it; materialize again"),
 }
+# Reasons for waiting that only people can take away, by changing the job or the cluster.
+_NEVER_STARTS = re.compile(
+    r"PartitionTimeLimit|PartitionNodeLimit|PartitionConfig|BadConstraints|DependencyNeverSatisfied|InvalidAccount"
+    r"|InvalidQOS|AccountNotAllowed|QOSNotAllowed|JobHoldMaxRequeue|launch.failed.requeued.held"
+    r"|(Assoc|QOS)Max\w+Per(Job|Node)\w*"
+)
 _TAIL_LINES = 5
 _NEAR_LIMIT = 0.97  # of the memory asked for: accounting samples now and then, so a killed job's peak is above it
 
@@ -132,6 +144,11 @@ def ending_of(task_id: str, accounted: Accounted) -> Ending:
     )
 
 
+def never_starts(state: str, reason: str) -> bool:
+    """Whether a task in the queue waits for what will not happen by itself."""
+    return state == "PENDING" and _NEVER_STARTS.fullmatch(reason) is not None
+
+
 def usage_record(
     ending: Ending, asset: str, key: str, said: Mapping[str, Any], prices: tuple[float, float]
 ) -> dict[str, Any]:
@@ -166,16 +183,17 @@ def usage_record(
     }
 
 
-def failure_of(ending: Ending, resources: Resources, log: str, exception: str | None) -> JobFailed:
+def failure_of(ending: Ending, resources: Resources, log: str, said: Said) -> JobFailed:
     """The typed failure of a task that did not end well.
 
     Args:
         ending: how it ended.
         resources: what it had asked for.
         log: last bytes of its output.
-        exception: the unexpected error it reported, if any.
+        said: what it reported: an unexpected error, or that it was interrupted.
     """
-    kind, remedy = _kind(ending, resources)
+    kind, remedy = _kind(ending, resources, said)
+    reported = said.exception or (said.interrupted or {}).get("message")
     how = [f"exit code {ending.exit_code}" if not ending.signal else f"signal {ending.signal}"]
     how.append(f"after {ending.elapsed_s} s")
     if ending.memory_mb is not None:
@@ -184,16 +202,18 @@ def failure_of(ending: Ending, resources: Resources, log: str, exception: str | 
         how.append(f"on {ending.node}")
     lines = [line.strip() for line in log.splitlines() if line.strip()][-_TAIL_LINES:]
     parts = [f"job {ending.task_id} ended {ending.state} ({', '.join(how)})"]
-    if exception:
-        parts.append(exception)
+    if reported:
+        parts.append(reported)
     if remedy:
         parts.append(remedy)
     parts.append(f"last lines: {' | '.join(lines) or 'none'}")
     return kind("; ".join(parts))
 
 
-def _kind(ending: Ending, resources: Resources) -> tuple[type[JobFailed], str]:
+def _kind(ending: Ending, resources: Resources, said: Said) -> tuple[type[JobFailed], str]:
     state = "OUT_OF_MEMORY" if ending.out_of_memory else ending.state
+    if state == "FAILED" and said.interrupted is not None:
+        state = "INTERRUPTED"
     kind, remedy = _FAILURES.get(state, (JobFailed, ""))
     return kind, remedy.format(mem=resources.mem, time=resources.time_limit)
 

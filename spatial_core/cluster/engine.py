@@ -1,9 +1,8 @@
 """Runs the stage calls of one asset on a cluster, from submission to verified artifacts.
 
-A call is sent once however often it is asked for: what is on its way already, from another run or from one whose
-process died, is followed instead (`ledger`). A task has succeeded when accounting says COMPLETED *and* the stage's
-report has arrived *and* the artifact lies in place with the digest of its manifest; nothing less counts, and while the
-scheduler is silent nothing is concluded.
+A call is sent once however often it is asked for (`sending`), and what its end means is decided elsewhere (`judging`).
+Here tasks are followed: while the scheduler is silent nothing is concluded, and while the queue knows a task it has not
+ended.
 """
 
 from __future__ import annotations
@@ -11,98 +10,26 @@ from __future__ import annotations
 import json
 import logging
 import time
-import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
 
-from spatial_core.cluster.ending import (
-    TERMINAL,
-    VANISHED,
-    Ending,
-    ending_of,
-    failure_of,
-    usage_record,
-)
-from spatial_core.cluster.identity import identity
-from spatial_core.cluster.ledger import Ledger, SubmissionRecord, TaskRecord, now
+from spatial_core.cluster.ending import TERMINAL, VANISHED, Ending, ending_of, never_starts, usage_record
+from spatial_core.cluster.following import Done, Observer, Watch
+from spatial_core.cluster.judging import Again, Judge
+from spatial_core.cluster.ledger import Ledger, TaskRecord
 from spatial_core.cluster.resources import Resources, resources_for
-from spatial_core.cluster.scheduler import Look, Scheduler, UnclearSubmission
-from spatial_core.cluster.script import Submission, log_file, render
+from spatial_core.cluster.scheduler import Look, Queued, Scheduler
+from spatial_core.cluster.script import Submission, render
+from spatial_core.cluster.sending import Sender
 from spatial_core.config.settings import Settings
-from spatial_core.errors import (
-    ArtifactError,
-    ClusterError,
-    ClusterUnreachable,
-    JobFailed,
-    JobOutOfMemory,
-    JobTimedOut,
-    SpatialError,
-)
+from spatial_core.errors import ArtifactError, ClusterError, ClusterUnreachable, JobFailed
 from spatial_core.jobs.messages import Said
-from spatial_core.jobs.pipes import failure_from
 from spatial_core.jobs.registry import StageCall
-from spatial_core.report import Report
-from spatial_core.storage.provenance import artifact_digest, read_manifest
 
-_INTENT_S = 60.0  # a submission without a job id that nobody holds: how long its job may still turn up
-_SETTLE_S = 20.0  # for reports and artifacts to be seen through a network file system after the job has ended
-_TASKS_A_JOB = 1000  # SLURM's default MaxArraySize is 1001
 _PATIENCE = 1.3  # factor by which looks grow rarer while nothing happens
-_RESUMPTIONS = 50  # of a job that saved its pieces before its time limit; each has got further
-
-
-class Observer(Protocol):
-    """Who follows the work: the Dagster run."""
-
-    def log(self, level: int, text: str) -> None:
-        """Show a line."""
-        ...
-
-    def submitted(self, submission: SubmissionRecord, *, attached: bool) -> None:
-        """A job was submitted, or found to be on its way."""
-        ...
-
-    def in_progress(self, run_id: str) -> bool:
-        """Whether another run still follows the jobs it submitted."""
-        ...
-
-
-@dataclass(frozen=True)
-class Done:
-    """How one call ended: report or error, the accounting of its last attempt, and the log of one that failed."""
-
-    key: str
-    report: Report | None = None
-    error: SpatialError | None = None
-    ending: Ending | None = None
-    usage: Mapping[str, Any] = field(default_factory=dict)
-    log: str = ""
-
-
-@dataclass
-class _Watch:
-    """A task that is being followed."""
-
-    record: TaskRecord
-    call: StageCall
-    resources: Resources
-    own: bool
-    said: Said
-    offset: int = 0
-    state: str = ""
-    absent_since: float | None = None
-    ended_at: float | None = None
-
-    @property
-    def messages(self) -> str:
-        return f"{self.record.submission.folder}/messages/{self.record.index}.jsonl"
-
-    @property
-    def log(self) -> str:
-        return log_file(self.record.submission.folder, self.record.index)
+_STUCK_S = 120.0  # a reason for waiting that only people can change has to last that long
 
 
 class Engine:
@@ -119,6 +46,7 @@ class Engine:
         rendered: makes a submission of calls, as `script.render` does.
         heard: makes what takes in the messages of one task.
         pause: waits; replaced in tests.
+        clock: seconds that only grow; replaced in tests.
     """
 
     def __init__(
@@ -134,26 +62,26 @@ class Engine:
         rendered: Callable[..., Submission] = render,
         heard: Callable[[], Said] = Said,
         pause: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._compute = settings.compute
         self._asset = asset
         self._scheduler = scheduler
         self._observer = observer
-        self._python = python
-        self._run_id = run_id
-        self._job_name = job_name
-        self._rendered = rendered
         self._heard = heard
         self._pause = pause
+        self._clock = clock
         self._ledger = Ledger(settings.jobs_dir)
-        self._open: dict[str, _Watch] = {}
+        self._sender = Sender(
+            settings, asset, scheduler, self._ledger, observer,
+            python=python, run_id=run_id, job_name=job_name, rendered=rendered, pause=pause,
+        )  # fmt: skip
+        self._judge = Judge(settings.compute, observer, clock)
+        self._open: dict[str, Watch] = {}
         self._settled: list[TaskRecord] = []
-        self._own: list[SubmissionRecord] = []
-        self._tries: Counter[str] = Counter()
-        self._resumed: Counter[str] = Counter()
-        self._counts: Counter[str] = Counter()
-        self._finished: defaultdict[str, Counter[bool]] = defaultdict(Counter)
+        self._ended_well: Counter[str] = Counter()
+        self._shown: Counter[str] = Counter()
         self._silent_since: float | None = None
 
     def run(self, calls: Mapping[str, StageCall]) -> Iterator[Done]:
@@ -162,9 +90,10 @@ class Engine:
         When the consumer stops early, or is interrupted, jobs go on and are found again; `cancel` ends them.
 
         Raises:
-            ClusterError: if the cluster refuses the jobs.
+            ClusterError: if the cluster refuses all jobs, or does not answer for long.
         """
-        self._send(dict(calls), resources_for(self._compute, self._asset))
+        for key, refusal in self._send(calls, resources_for(self._compute, self._asset)).items():
+            yield Done(key, error=refusal)
         interval = self._compute.poll_s
         while self._open:
             self._pause(interval)
@@ -172,107 +101,27 @@ class Engine:
             changed = look is not None and self._note(look)
             interval = self._compute.poll_s if changed else min(interval * _PATIENCE, self._compute.poll_max_s)
             if look is not None:
-                yield from self._judge(look)
+                yield from self._outcomes(look)
         self._ledger.settle(self._settled)
         self._tidy()
 
     def cancel(self) -> None:
-        """Cancel what this run submitted and is not finished; what another run submitted goes on."""
-        own = [watch.record for watch in self._open.values() if watch.own]
-        self._scheduler.cancel(record.task_id for record in own)
-        self._ledger.settle(own)
-        if own:
-            self._observer.log(logging.WARNING, f"cancelled {len(own)} tasks of {_jobs(own)}")
+        """Cancel what this run submitted and is not finished; what another run submitted goes on.
 
-    # Submission
+        Raises:
+            ClusterError: if the scheduler could not do it.
+        """
+        cancelled = self._sender.cancel()
+        if cancelled:
+            self._observer.log(logging.WARNING, f"cancelled {cancelled} tasks of {self._asset}")
 
-    def _send(self, calls: dict[str, StageCall], resources: Resources, *, again: bool = False) -> None:
-        """Submit what is not on its way, follow the rest."""
-        identities = {key: identity(self._asset, key, call) for key, call in calls.items()}
-        with self._ledger.locked():
-            found = {} if again else self._on_their_way(identities)
-            missing = [key for key in calls if key not in found]
-            for begin in range(0, len(missing), _TASKS_A_JOB):
-                keys = missing[begin : begin + _TASKS_A_JOB]
-                record = self._submit({key: calls[key] for key in keys}, identities, resources)
-                for index, key in enumerate(keys):
-                    self._open[key] = _Watch(TaskRecord(record, index), calls[key], resources, True, self._heard())
-            for key, task in self._taken_over(found).items():
-                own = task.submission.run_id == self._run_id
-                self._open[key] = _Watch(task, calls[key], resources, own, self._heard())
-
-    def _taken_over(self, found: Mapping[str, TaskRecord]) -> dict[str, TaskRecord]:
-        """Tasks to follow; those whose own run has ended are this run's from now on."""
-        records: dict[str, SubmissionRecord] = {}
-        for record in {task.submission.name: task.submission for task in found.values()}.values():
-            self._observer.submitted(record, attached=True)
-            if record.job is not None and not self._observer.in_progress(record.run_id):
-                record = self._ledger.submitted(replace(record, run_id=self._run_id), record.job)  # noqa: PLW2901
-                self._own.append(record)
-            records[record.name] = record
-        return {key: TaskRecord(records[task.submission.name], task.index) for key, task in found.items()}
-
-    def _submit(
-        self, calls: dict[str, StageCall], identities: Mapping[str, str], resources: Resources
-    ) -> SubmissionRecord:
-        name = f"spatial-{self._asset.replace('_', '-')}-{uuid.uuid4().hex[:10]}"
-        submission = self._rendered(
-            self._asset, calls, resources, self._settings,
-            name=name, python=self._python, run_id=self._run_id, job_name=self._job_name,
-        )  # fmt: skip
-        record = SubmissionRecord(
-            name, self._asset, submission.folder, self._run_id, submission.keys,
-            tuple(identities[key] for key in submission.keys), now(),
-        )  # fmt: skip
-        self._ledger.intend(record)
-        try:
-            job = self._scheduler.submit(submission)
-        except UnclearSubmission:
-            raise  # the intent stays: whoever asks next looks for the job by its name
-        except ClusterError:
-            self._ledger.withdraw(record)
-            raise
-        record = self._ledger.submitted(record, job)
-        self._own.append(record)
-        self._observer.submitted(record, attached=False)
-        return record
-
-    def _on_their_way(self, identities: Mapping[str, str]) -> dict[str, TaskRecord]:
-        """Requests whose job is waiting, running or has ended well; the others' entries are given up."""
-        found = {key: task for key, sent in identities.items() if (task := self._ledger.find(sent)) is not None}
-        known: dict[str, SubmissionRecord | None] = {}
-        for task in found.values():
-            if task.submission.name not in known:
-                known[task.submission.name] = self._with_job(task.submission)
-        alive: dict[str, TaskRecord] = {}
-        for key, task in found.items():
-            record = known[task.submission.name]
-            if record is not None:
-                alive[key] = TaskRecord(record, task.index)
-        if not alive:
-            return {}
-        look = self._scheduler.look({task.task_id: ("", 0) for task in alive.values()})
-        if look.queue_silent or look.accounting_silent:
-            # Followed until the scheduler answers: to submit now might be to submit twice.
-            return alive
-        kept = {key: task for key, task in alive.items() if _worth_following(look, task)}
-        self._ledger.settle(task for key, task in alive.items() if key not in kept)
-        return kept
-
-    def _with_job(self, record: SubmissionRecord) -> SubmissionRecord | None:
-        """A submission with its job id; None when it never took place. The ledger is held: nobody is submitting it."""
-        if record.job is not None:
-            return record
-        while True:
-            jobs = self._scheduler.find(record.name)
-            if jobs:
-                return self._ledger.submitted(record, jobs[0])
-            if now() - record.at > _INTENT_S:
-                self._ledger.withdraw(record)
-                return None
-            self._pause(2.0)
-
-    # Following
+    def _send(self, calls: Mapping[str, StageCall], resources: Resources) -> dict[str, ClusterError]:
+        """Send calls and follow them; returns those that were refused."""
+        sent = self._sender.send(calls, resources)
+        for key, task in sent.tasks.items():
+            own = task.submission.name in self._sender.own
+            self._open[key] = Watch(task, calls[key], resources, own, self._heard())
+        return sent.refused
 
     def _look(self) -> Look | None:
         tasks = {watch.record.task_id: (watch.messages, watch.offset) for watch in self._open.values()}
@@ -281,9 +130,8 @@ class Engine:
         except ClusterUnreachable as error:
             self._silence(str(error))
             return None
-        silent = look.queue_silent or look.accounting_silent
-        if silent:
-            self._silence(silent)
+        if look.silent is not None:
+            self._silence(look.silent)
         elif self._silent_since is not None:
             self._observer.log(logging.INFO, "the scheduler answers again")
             self._silent_since = None
@@ -291,10 +139,12 @@ class Engine:
 
     def _silence(self, cause: str) -> None:
         """Wait for a scheduler that does not answer: jobs go on without it. Not for ever."""
+        for watch in self._open.values():
+            watch.absent_since = watch.stuck_since = None
         if self._silent_since is None:
-            self._silent_since = time.monotonic()
+            self._silent_since = self._clock()
             self._observer.log(logging.WARNING, f"the scheduler does not answer ({cause}); jobs go on, still asking")
-        elif time.monotonic() - self._silent_since > self._compute.accounting_patience_s:
+        elif self._clock() - self._silent_since > self._compute.accounting_patience_s:
             raise ClusterUnreachable(
                 f"the scheduler has not answered for {self._compute.accounting_patience_s:g} s ({cause}); the jobs "
                 "were left alone, materialize again to follow them"
@@ -302,30 +152,25 @@ class Engine:
 
     def _note(self, look: Look) -> bool:
         """Take in messages and states; returns whether anything changed."""
-        changed = False
+        counts: Counter[str] = Counter()
         for watch in self._open.values():
             task = watch.record.task_id
             if task in look.lines:
                 watch.offset, text = look.lines[task]
-                changed = True
-                for line in text.splitlines():
+                for line in text.split("\n")[:-1]:
                     self._say(watch, line)
-            queued = look.queue.get(task)
-            watch.state = queued.state if queued else "ENDED"
-        counts = Counter(
-            f"{row.state.lower()} ({row.reason})" if row.state == "PENDING" else row.state.lower()
-            for watch in self._open.values()
-            if (row := look.queue.get(watch.record.task_id)) is not None
-        )
-        if counts != self._counts and not look.queue_silent:
-            self._counts = counts
-            changed = True
+            if (row := look.queue.get(task)) is not None:
+                counts[f"{row.state.lower()} ({row.reason})" if row.state == "PENDING" else row.state.lower()] += 1
+        moved = counts != self._shown and not look.queue_silent
+        if moved:
+            self._shown = counts
             shown = ", ".join(f"{count} {state}" for state, count in sorted(counts.items()))
             if shown:
-                self._observer.log(logging.INFO, f"{_jobs([w.record for w in self._open.values()])}: {shown}")
-        return changed
+                jobs = sorted({str(watch.record.submission.job) for watch in self._open.values()}, key=int)
+                self._observer.log(logging.INFO, f"{'job' if len(jobs) == 1 else 'jobs'} {', '.join(jobs)}: {shown}")
+        return moved or bool(look.lines)
 
-    def _say(self, watch: _Watch, line: str) -> None:
+    def _say(self, watch: Watch, line: str) -> None:
         try:
             shown = watch.said.take(line)
         except ArtifactError as error:
@@ -336,10 +181,32 @@ class Engine:
             key = watch.record.key
             self._observer.log(level, f"[{key}] {text}" if key else text)
 
-    def _judge(self, look: Look) -> Iterator[Done]:
-        """Decide about the tasks that have left the queue."""
-        again: dict[Resources, dict[str, StageCall]] = {}
-        for key, watch in list(self._open.items()):
+    def _outcomes(self, look: Look) -> Iterator[Done]:
+        """What has been decided by now."""
+        ended = self._ended(look)
+        logs = self._logs([watch for watch, ending in ended if self._judge.needs_log(watch, ending)])
+        again: defaultdict[Resources, dict[str, Again]] = defaultdict(dict)
+        for watch, ending in ended:
+            key = watch.record.key
+            verdict = self._judge.verdict(watch, ending, logs.get(key, ""))
+            if verdict is None:
+                continue
+            self._keep_usage(watch, ending)
+            if isinstance(verdict, Again):
+                again[verdict.resources][key] = verdict
+                continue
+            self._close(watch, well=verdict.report is not None)
+            yield verdict
+        for watch, error in self._stuck(look):
+            self._close(watch, well=False)
+            yield Done(watch.record.key, error=error)
+        for resources, verdicts in again.items():
+            yield from self._send_again(verdicts, resources)
+
+    def _ended(self, look: Look) -> list[tuple[Watch, Ending]]:
+        """Tasks that have left the queue and of whose end everything has been read."""
+        ended = []
+        for watch in self._open.values():
             task = watch.record.task_id
             if look.queue_silent or task in look.queue:
                 watch.absent_since = None
@@ -347,125 +214,92 @@ class Engine:
             accounted = look.accounts.get(task)
             if accounted is not None and accounted.state in TERMINAL:
                 ending = ending_of(task, accounted)
-            elif look.accounting_silent is None and self._absent_for(watch) > self._compute.vanished_after_s:
+            elif self._absent_for(watch) > self._compute.vanished_after_s:
                 ending = Ending(task, VANISHED)
             else:
                 continue
-            if task in look.lines and not watch.said.closed:
-                continue  # more may be waiting behind what was just read
-            verdict = self._verdict(watch, ending)
-            if verdict is None:
+            if task not in look.more:
+                ended.append((watch, ending))
+        return ended
+
+    def _absent_for(self, watch: Watch) -> float:
+        """Seconds since neither queue nor accounting knew a task, both answering all the time."""
+        watch.absent_since = self._clock() if watch.absent_since is None else watch.absent_since
+        return self._clock() - watch.absent_since
+
+    def _stuck(self, look: Look) -> list[tuple[Watch, JobFailed]]:
+        """Tasks of this run that wait for what will not happen, cancelled, each with why."""
+        stuck = []
+        for watch in self._open.values():
+            row = look.queue.get(watch.record.task_id)
+            if row is None or not watch.own or not never_starts(row.state, row.reason):
+                watch.stuck_since = None
                 continue
-            self._settled.append(watch.record)
-            del self._open[key]
-            self._keep_usage(ending, key, watch.said)
-            if isinstance(verdict, Resources):
-                again.setdefault(verdict, {})[key] = watch.call
-                continue
-            if watch.own:
-                self._finished[watch.record.submission.name][verdict.report is not None] += 1
-            yield verdict if verdict.error is None else replace(verdict, log=watch.log)
-        for resources, calls in again.items():
-            self._ledger.settle(self._settled)
-            self._settled.clear()
-            self._send(calls, resources, again=True)
-
-    def _absent_for(self, watch: _Watch) -> float:
-        """Seconds since neither queue nor accounting knew a task."""
-        watch.absent_since = watch.absent_since or time.monotonic()
-        return time.monotonic() - watch.absent_since
-
-    def _verdict(self, watch: _Watch, ending: Ending) -> Done | Resources | None:
-        """The outcome of a task that has ended, the resources to send it again with, or None to look again."""
-        key, said = watch.record.key, watch.said
-        if ending.state == "COMPLETED":
-            missing = self._missing(said)
-            if missing is None and said.report is not None:
-                return Done(key, report=Report.from_json(said.report), ending=ending, usage=said.usage)
-            watch.ended_at = watch.ended_at or time.monotonic()
-            if time.monotonic() - watch.ended_at < _SETTLE_S:
-                return None
-            error = JobFailed(f"job {ending.task_id} ended COMPLETED, but {missing}")
-        elif said.failure is not None and ending.state == "FAILED":
-            return Done(key, error=failure_from(said.failure), ending=ending, usage=said.usage)
-        else:
-            error = failure_of(ending, watch.resources, self._tail(watch), said.exception)
-        again = self._again(watch, ending, error)
-        return Done(key, error=error, ending=ending, usage=said.usage) if again is None else again
-
-    def _again(self, watch: _Watch, ending: Ending, error: JobFailed) -> Resources | None:
-        """Resources to send a task again with, if that is called for."""
-        key = watch.record.key
-        if watch.said.interrupted is not None and ending.state == "FAILED":  # torchrun and srun make 1 of its 75
-            self._resumed[key] += 1
-            if self._resumed[key] <= _RESUMPTIONS:
-                self._observer.log(logging.INFO, f"[{key}] saved its pieces and goes on in a new job")
-                return watch.resources
-        if not watch.own:
-            self._observer.log(logging.WARNING, f"[{key}] {error}; it was another run's, so it is sent again")
-            return watch.resources
-        return self._stronger(key, watch.resources, error)
-
-    def _missing(self, said: Said) -> str | None:
-        """What a success lacks, or None."""
-        if said.report is None:
-            return "its report did not arrive"
-        artifact = Path(said.report["artifact"])
+            watch.stuck_since = self._clock() if watch.stuck_since is None else watch.stuck_since
+            if self._clock() - watch.stuck_since > _STUCK_S:
+                stuck.append((watch, self._stuck_error(watch, row)))
         try:
-            if read_manifest(artifact) is None:
-                return f"{artifact} has no manifest"
-            artifact_digest(artifact)
-        except SpatialError as error:
-            return str(error)
-        return None
-
-    def _stronger(self, key: str, resources: Resources, error: JobFailed) -> Resources | None:
-        """Resources to try again with, if a retry can help and is allowed."""
-        if self._tries[key] >= self._compute.retries:
-            return None
-        if isinstance(error, JobOutOfMemory):
-            stronger = resources.with_more_memory(self._compute.retry_scale)
-        elif isinstance(error, JobTimedOut):
-            stronger = resources.with_more_time(self._compute.retry_scale)
-        else:
-            return None
-        self._tries[key] += 1
-        self._observer.log(
-            logging.WARNING, f"[{key}] {error}; trying again with {stronger.mem} and {stronger.time_limit}"
-        )
-        return stronger
-
-    def _tail(self, watch: _Watch) -> str:
-        try:
-            return self._scheduler.tails({"log": watch.log}).get("log", "")
+            self._scheduler.cancel(watch.record.task_id for watch, _ in stuck)
         except ClusterError as error:
-            return f"(its log could not be read: {error})"
+            self._silence(str(error))
+            return []
+        return stuck
+
+    def _stuck_error(self, watch: Watch, row: Queued) -> JobFailed:
+        asked = " ".join(watch.resources.options())
+        return JobFailed(
+            f"job {watch.record.task_id} could never start ({row.reason}) and was cancelled; it had asked for {asked}: "
+            f"change compute.resources.{self._asset} to what the partition allows"
+        )
+
+    def _logs(self, watches: list[Watch]) -> dict[str, str]:
+        """Partition key -> last bytes of its log."""
+        if not watches:
+            return {}
+        try:
+            return self._scheduler.tails({watch.record.key: watch.log for watch in watches})
+        except ClusterError as error:
+            return dict.fromkeys((watch.record.key for watch in watches), f"(the log could not be read: {error})")
+
+    def _send_again(self, verdicts: Mapping[str, Again], resources: Resources) -> Iterator[Done]:
+        calls = {key: self._open[key].call for key in verdicts}
+        for key in verdicts:
+            self._close(self._open[key], well=self._open[key].said.interrupted is not None)
+        self._ledger.settle(self._settled)
+        self._settled.clear()
+        try:
+            refused = self._send(calls, resources)
+        except ClusterError as refusal:
+            refused = dict.fromkeys(calls, refusal)
+        for key, cause in refused.items():
+            again = verdicts[key]
+            text = f"{again.error}; it could not be sent again: {cause}"
+            yield replace(again.otherwise, error=type(again.error)(text))
+
+    def _close(self, watch: Watch, *, well: bool) -> None:
+        """Follow a task no longer."""
+        del self._open[watch.record.key]
+        self._settled.append(watch.record)
+        self._ended_well[watch.record.submission.name] += well
 
     def _tidy(self) -> None:
-        """Remove the folders of submissions all of whose tasks ended well; logs of failures stay."""
-        for record in self._own:
-            if self._finished[record.name] == Counter({True: len(record.keys)}):
-                try:
-                    self._scheduler.remove(record.folder, str(self._settings.jobs_dir))
-                except ClusterError as error:
-                    self._observer.log(logging.WARNING, f"{record.folder} was not removed: {error}")
+        """Let the folders of submissions all of whose tasks ended well go; logs of failures stay."""
+        for name, record in self._sender.own.items():
+            if self._ended_well[name] == len(record.keys):
+                self._ledger.retire(record)
+        for record in self._ledger.retired():
+            try:
+                self._scheduler.remove(record.folder, str(self._settings.jobs_dir))
+            except ClusterError as error:
+                self._observer.log(logging.WARNING, f"{record.folder} was not removed: {error}")
+            else:
+                self._ledger.forget(record)
 
-    def _keep_usage(self, ending: Ending, key: str, said: Said) -> None:
+    def _keep_usage(self, watch: Watch, ending: Ending) -> None:
         """Append what a task used to the record of all jobs; a line is written in one piece."""
+        if not watch.own:
+            return  # the run whose job it is does it
         prices = (self._compute.cost_per_gpu_hour, self._compute.cost_per_cpu_hour)
-        line = json.dumps(usage_record(ending, self._asset, key, said.usage, prices)) + "\n"
+        record = usage_record(ending, self._asset, watch.record.key, watch.said.usage, prices)
         with (self._settings.jobs_dir / "usage.jsonl").open("a") as file:
-            file.write(line)
-
-
-def _worth_following(look: Look, task: TaskRecord) -> bool:
-    """Whether a job that was sent earlier still runs, or ended well; else the request has to be sent again."""
-    if task.task_id in look.queue:
-        return True
-    accounted = look.accounts.get(task.task_id)
-    return accounted is not None and (accounted.state == "COMPLETED" or accounted.state not in TERMINAL)
-
-
-def _jobs(records: list[TaskRecord]) -> str:
-    jobs = sorted({str(record.submission.job) for record in records}, key=int)
-    return f"job {jobs[0]}" if len(jobs) == 1 else f"jobs {', '.join(jobs)}"
+            file.write(json.dumps(record) + "\n")

@@ -1,9 +1,12 @@
 """What was sent to the cluster and not yet taken note of: by it, a request is never sent twice and no job is forgotten.
 
-A folder on the shared file system. `tasks/<identity>.json` names the submission a request is part of and its place in
-it; `submissions/<name>.json` holds the job id, once sbatch has given one, and the Dagster run that asked. Both are
-written before sbatch is called, so that after a crash at any point a submission is found, if need be by its name.
-Entries are removed when a run has taken note of the outcome.
+A folder on the shared file system with one file a submission: the requests it is made of, the Dagster run that asked,
+the job id once sbatch has given one, and which tasks are settled. It is written before sbatch is called, so that after
+a crash at any point a submission is found, if need be by its name. A task is settled when a run has taken note of its
+outcome, or has given it up on purpose; a submission without open tasks is forgotten.
+
+Two locks: `sending` is held from looking a request up until it is submitted, which may take as long as the scheduler is
+away; the other one is held for the moment in which a file changes, so that nobody who only takes note has to wait.
 """
 
 from __future__ import annotations
@@ -11,14 +14,16 @@ from __future__ import annotations
 import fcntl
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from spatial_core.errors import ArtifactError
 from spatial_core.storage.atomic import write_json
+
+KEPT_S = 900.0  # a job folder after its end: another run that follows the job reads its messages a while later
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,12 @@ class SubmissionRecord:
         name: job name.
         asset: asset of all its tasks.
         folder: job folder.
-        run_id: Dagster run that asked.
+        run_id: Dagster run that asked, or that has taken it over.
         keys: partition keys, in the order of the tasks.
         identities: of the requests, in the same order.
         at: when, seconds since the epoch.
         job: job id; None while it is not known whether sbatch took it.
+        settled: places of the tasks that nobody needs to look at any more.
     """
 
     name: str
@@ -44,6 +50,13 @@ class SubmissionRecord:
     identities: tuple[str, ...]
     at: float
     job: str | None = None
+    settled: tuple[int, ...] = ()
+
+    @property
+    def open_tasks(self) -> list[TaskRecord]:
+        """Its tasks that are not settled."""
+        settled = set(self.settled)
+        return [TaskRecord(self, index) for index in range(len(self.keys)) if index not in settled]
 
 
 @dataclass(frozen=True)
@@ -71,91 +84,113 @@ class Ledger:
         self._folder = jobs_dir / "ledger"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def sending(self) -> Iterator[None]:
         """Hold the ledger while looking up and submitting; others wait. A process that dies holds nothing."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with (self._folder / ".lock").open("a") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        with self._locked("sending.lock"):
             yield
 
-    def find(self, identity: str) -> TaskRecord | None:
-        """The submission a request is part of, if it was sent and not yet taken note of."""
-        entry = _read(self._task_file(identity))
-        submission = None if entry is None else self.submission(entry["name"])
-        if submission is None or identity not in submission.identities:
-            return None
-        return TaskRecord(submission, submission.identities.index(identity))
+    def find(self, identities: Mapping[str, str]) -> dict[str, TaskRecord]:
+        """Requests that were sent and are not settled, each in its latest submission.
 
-    def submission(self, name: str) -> SubmissionRecord | None:
-        """A submission by its name."""
-        record = _read(self._submission_file(name))
-        if record is None:
-            return None
-        return SubmissionRecord(**{**record, "keys": tuple(record["keys"]), "identities": tuple(record["identities"])})
+        Args:
+            identities: partition key -> identity of the request.
+        """
+        sent = {
+            task.submission.identities[task.index]: task
+            for submission in self.submissions()
+            for task in submission.open_tasks
+        }
+        return {key: sent[identity] for key, identity in identities.items() if identity in sent}
 
     def submissions(self) -> list[SubmissionRecord]:
         """All that are not settled, oldest first."""
-        names = [path.stem for path in (self._folder / "submissions").glob("[!.]*.json")]
+        names = [path.stem for path in self._folder.glob("[!.]*.json")]
         found = [record for name in names if (record := self.submission(name)) is not None]
         return sorted(found, key=lambda record: record.at)
 
-    def outstanding(self, submission: SubmissionRecord) -> list[TaskRecord]:
-        """Its tasks that nobody has taken note of."""
-        tasks = [TaskRecord(submission, index) for index in range(len(submission.keys))]
-        return [task for task in tasks if self._belongs(task)]
+    def submission(self, name: str) -> SubmissionRecord | None:
+        """A submission by its name; None once it is settled.
+
+        Raises:
+            ArtifactError: if its file is damaged.
+        """
+        path = self._file(name)
+        try:
+            record = json.loads(path.read_text())
+            texts = {field: tuple(record[field]) for field in ("keys", "identities", "settled")}
+            return SubmissionRecord(**{**record, **texts})
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"{path}: not the record of a submission ({error}); see `squeue --me --name {name}` before deleting it"
+            ) from error
 
     def intend(self, submission: SubmissionRecord) -> None:
         """Record a submission that is about to be made."""
-        write_json(self._submission_file(submission.name), asdict(submission))
-        for identity in submission.identities:
-            path = self._task_file(identity)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            # Without flushing to disk: the submission, which is flushed, can be found without it.
-            temporary = path.with_name(f".{path.name}.partial")
-            temporary.write_text(json.dumps({"name": submission.name}))
-            temporary.replace(path)
+        with self._locked("change.lock"):
+            write_json(self._file(submission.name), asdict(submission))
 
     def submitted(self, submission: SubmissionRecord, job: str) -> SubmissionRecord:
-        """Record the job id."""
-        known = replace(submission, job=job)
-        write_json(self._submission_file(submission.name), asdict(known))
-        return known
+        """Record the job id; a job that exists is recorded even if its submission was settled meanwhile."""
+        return self._change(submission, lambda record: replace(record, job=job))
+
+    def adopt(self, submission: SubmissionRecord, run_id: str) -> SubmissionRecord:
+        """Record that another run looks after it from now on."""
+        return self._change(submission, lambda record: replace(record, run_id=run_id))
 
     def withdraw(self, submission: SubmissionRecord) -> None:
         """Forget a submission that did not take place."""
-        self.settle(TaskRecord(submission, index) for index in range(len(submission.keys)))
+        self.settle(submission.open_tasks)
 
     def settle(self, tasks: Iterable[TaskRecord]) -> None:
-        """Outcomes were taken note of (or given up on purpose); a submission without open tasks is forgotten."""
-        touched: dict[str, SubmissionRecord] = {}
+        """Outcomes were taken note of, or given up on purpose."""
+        places: defaultdict[str, set[int]] = defaultdict(set)
         for task in tasks:
-            touched[task.submission.name] = task.submission
-            if self._belongs(task):
-                self._task_file(task.submission.identities[task.index]).unlink(missing_ok=True)
-        for submission in touched.values():
-            if not self.outstanding(submission):
-                self._submission_file(submission.name).unlink(missing_ok=True)
+            places[task.submission.name].add(task.index)
+        for name, settled in places.items():
+            with self._locked("change.lock"):
+                record = self.submission(name)
+                if record is None:
+                    continue
+                record = replace(record, settled=tuple(sorted({*record.settled, *settled})))
+                if record.open_tasks:
+                    write_json(self._file(name), asdict(record))
+                else:
+                    self._file(name).unlink()
 
-    def _belongs(self, task: TaskRecord) -> bool:
-        """Whether the request's entry still points to this submission, not to a later one."""
-        entry = _read(self._task_file(task.submission.identities[task.index]))
-        return entry is not None and entry["name"] == task.submission.name
+    def retire(self, submission: SubmissionRecord) -> None:
+        """Record that a job folder can go."""
+        write_json(self._file(f"retired/{submission.name}"), asdict(replace(submission, at=now())))
 
-    def _task_file(self, identity: str) -> Path:
-        return self._folder / "tasks" / f"{identity}.json"
+    def retired(self) -> list[SubmissionRecord]:
+        """Submissions whose job folder can go now."""
+        names = [f"retired/{path.stem}" for path in (self._folder / "retired").glob("[!.]*.json")]
+        found = [record for name in names if (record := self.submission(name)) is not None]
+        return [record for record in found if now() - record.at > KEPT_S]
 
-    def _submission_file(self, name: str) -> Path:
-        return self._folder / "submissions" / f"{name}.json"
+    def forget(self, submission: SubmissionRecord) -> None:
+        """A job folder is gone."""
+        self._file(f"retired/{submission.name}").unlink(missing_ok=True)
 
+    def _change(
+        self, submission: SubmissionRecord, change: Callable[[SubmissionRecord], SubmissionRecord]
+    ) -> SubmissionRecord:
+        """Change what is recorded now, which may be more than what the caller has read."""
+        with self._locked("change.lock"):
+            changed = change(self.submission(submission.name) or submission)
+            write_json(self._file(changed.name), asdict(changed))
+        return changed
 
-def _read(path: Path) -> Mapping[str, Any] | None:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise ArtifactError(f"{path}: not valid JSON ({error}); see `squeue --me` before deleting it") from error
-    return record
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with (self._folder / f".{name}").open("a") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def _file(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
 
 
 def now() -> float:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from spatial_core.cluster.beside_scheduler import expand
 from spatial_core.cluster.script import Submission
-from spatial_core.cluster.transport import Transport
+from spatial_core.cluster.transport import NotConnected, Transport
 from spatial_core.errors import ClusterError, ClusterUnreachable
 
-_RANGE = re.compile(r"(\d+)(?:-(\d+)(?::(\d+))?)?")
-_NOT_NOW = ("Unable to contact slurm controller", "Slurm backup controller", "Zero Bytes were transmitted")
+_NOT_NOW = ("Unable to contact slurm controller", "Slurm backup controller")
 _RETRY_S = 5.0
 _FIND_S = 20.0  # accounting lags behind by less than a second; a slow controller by its message timeout
 
@@ -52,14 +52,21 @@ class Look:
         queue: task id -> row, of everything that is waiting or running.
         accounts: task id -> rows, of tasks that are not in the queue.
         lines: task id -> (new offset, whole lines).
+        more: tasks that have said more than that.
         queue_silent, accounting_silent: why one of them gave no answer.
     """
 
     queue: dict[str, Queued] = field(default_factory=dict)
     accounts: dict[str, Accounted] = field(default_factory=dict)
     lines: dict[str, tuple[int, str]] = field(default_factory=dict)
+    more: frozenset[str] = frozenset()
     queue_silent: str | None = None
     accounting_silent: str | None = None
+
+    @property
+    def silent(self) -> str | None:
+        """Why nothing is to be concluded from what is missing."""
+        return self.queue_silent or self.accounting_silent
 
 
 class Scheduler:
@@ -68,7 +75,9 @@ class Scheduler:
     Args:
         transport: the way to it.
         warn: told when it does not answer.
-        patience_s: seconds to wait for a controller that cannot be reached before a submission fails.
+        patience_s: seconds to wait for a cluster that cannot be reached before a submission fails.
+        pause: waits; replaced in tests.
+        clock: seconds that only grow; replaced in tests.
     """
 
     def __init__(
@@ -77,14 +86,16 @@ class Scheduler:
         warn: Callable[[str], None],
         patience_s: float,
         pause: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._transport = transport
         self._warn = warn
         self._patience_s = patience_s
         self._pause = pause
+        self._clock = clock
 
     def submit(self, submission: Submission) -> str:
-        """Hand over a submission; waits for a controller that is away.
+        """Hand over a submission; waits for a cluster that is away.
 
         Returns:
             The job id.
@@ -93,36 +104,49 @@ class Scheduler:
             UnclearSubmission: if it may have been taken but could not be found.
             ClusterError: if it was refused; the message is sbatch's.
         """
-        deadline = time.monotonic() + self._patience_s
+        deadline = self._clock() + self._patience_s
         warned = False
         while True:
             try:
                 answer = self._transport.ask(submission.request())
+            except NotConnected as error:
+                if self._clock() > deadline:
+                    raise
+                cause = str(error)
             except ClusterUnreachable as error:
                 return self._found(submission.name, str(error))
-            if "job" in answer:
-                return str(answer["job"])
-            cause = " ".join(str(answer["error"]).split())
-            if answer.get("unclear"):
-                return self._found(submission.name, cause)
-            if not any(text in cause for text in _NOT_NOW) or time.monotonic() > deadline:
-                raise ClusterError(f"sbatch refused the job: {cause.replace('sbatch: error: ', '')}")
+            else:
+                if "job" in answer:
+                    return str(answer["job"])
+                cause = " ".join(str(answer["error"]).split())
+                if answer["unclear"]:
+                    return self._found(submission.name, cause)
+                if not any(text in cause for text in _NOT_NOW) or self._clock() > deadline:
+                    raise ClusterError(f"the job was refused: {cause.replace('sbatch: error: ', '')}")
             if not warned:
                 self._warn(f"the scheduler does not take jobs now ({cause}); trying again every {_RETRY_S:g} s")
                 warned = True
             self._pause(_RETRY_S)
 
     def _found(self, name: str, cause: str) -> str:
-        deadline = time.monotonic() + _FIND_S
+        """The id of a job that may have been taken; a scheduler that is away is waited for."""
+        self._warn(f"it is not known whether the job was taken ({cause}); looking for it")
+        given_up = self._clock() + self._patience_s
+        answered_since: float | None = None
         while True:
             try:
                 jobs = self.find(name)
             except ClusterError:
-                jobs = []
-            if jobs:
-                return jobs[0]
-            if time.monotonic() > deadline:
-                raise UnclearSubmission(f"{cause}; it is not known whether job {name} was taken")
+                answered_since = None
+            else:
+                if jobs:
+                    return jobs[0]
+                answered_since = self._clock() if answered_since is None else answered_since
+            now = self._clock()
+            if now > given_up or (answered_since is not None and now - answered_since > _FIND_S):
+                raise UnclearSubmission(
+                    f"{cause}; it is not known whether job {name} was taken, materialize again to have it looked for"
+                )
             self._pause(2.0)
 
     def find(self, name: str) -> list[str]:
@@ -136,27 +160,27 @@ class Scheduler:
             raise ClusterError(f"cannot look for job {name}: {answer['error']}")
         return list(answer["jobs"])
 
-    def look(self, tasks: Mapping[str, tuple[str, int]]) -> Look:
+    def look(self, tasks: Mapping[str, tuple[str | None, int]]) -> Look:
         """The state of tasks and their new messages.
 
         Args:
-            tasks: task id -> (message file, bytes of it that were read).
+            tasks: task id -> (folder of its message file, bytes of it that were read); no folder, no messages.
 
         Raises:
             ClusterUnreachable: if the cluster could not be asked.
         """
-        watched = {
-            name: {"job": name.partition("_")[0], "messages": messages, "offset": offset}
-            for name, (messages, offset) in tasks.items()
-        }
-        jobs = sorted({str(task["job"]) for task in watched.values()}, key=int)
-        answer = self._transport.ask({"do": "poll", "jobs": jobs, "tasks": watched})
+        jobs: dict[str, dict[str, Any]] = {}
+        for name, (messages, offset) in tasks.items():
+            job = jobs.setdefault(name.partition("_")[0], {"messages": messages, "tasks": {}})
+            job["tasks"][name] = offset
+        answer = self._transport.ask({"do": "poll", "jobs": jobs})
         look = Look(queue_silent=answer.get("queue_error"), accounting_silent=answer.get("accounting_error"))
         for row in answer["queue"]:
             queued = Queued(*row[1:4])
             look.queue.update((name, queued) for name in expand(row[0]) if name in tasks)
         look.accounts = _accounts(answer["accounting"])
         look.lines = {name: (offset, text) for name, (offset, text) in answer["messages"].items()}
+        look.more = frozenset(answer["more"])
         return look
 
     def cancel(self, names: Iterable[str]) -> None:
@@ -181,17 +205,6 @@ class Scheduler:
         """
         if "error" in (answer := self._transport.ask({"do": "remove", "folder": folder, "inside": inside})):
             raise ClusterError(str(answer["error"]))
-
-
-def expand(name: str) -> list[str]:
-    """Task ids of a queue row: `12_[3-5,9%2]` stands for the pending tasks 12_3, 12_4, 12_5 and 12_9."""
-    job, bracket, rest = name.partition("_[")
-    if not bracket:
-        return [name]
-    names = []
-    for first, last, step in _RANGE.findall(rest.partition("%")[0]):
-        names += [f"{job}_{index}" for index in range(int(first), int(last or first) + 1, int(step or 1))]
-    return names
 
 
 def _accounts(rows: Iterable[Mapping[str, str]]) -> dict[str, Accounted]:

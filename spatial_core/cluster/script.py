@@ -62,9 +62,14 @@ class Submission:
         }
 
 
+def message_folder(folder: str) -> str:
+    """Where the tasks of a job say how they fare, each in a file of its own."""
+    return f"{folder}/messages"
+
+
 def message_file(folder: str, index: int) -> str:
     """Where a task says how it fares."""
-    return f"{folder}/messages/{index}.jsonl"
+    return f"{message_folder(folder)}/{index}.jsonl"
 
 
 def log_file(folder: str, index: int | str) -> str:

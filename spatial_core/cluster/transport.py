@@ -32,7 +32,12 @@ _SCRIPT = files("spatial_core.cluster").joinpath("beside_scheduler.py").read_tex
 _TIMEOUT_S = 90
 _CONNECTION_LOST = 255  # exit code by which ssh says that it failed itself
 _SESSIONS = 4  # at a time; servers allow ten on one connection and refuse the next
-_IDLE_S = 300  # after which an unused master connection closes itself
+_IDLE_S = 120  # after which an unused master connection closes itself; looks are at most half a minute apart
+_NO_MASTER = "no master connection"
+
+
+class NotConnected(ClusterUnreachable):
+    """There was no connection, so that a request was certainly not sent."""
 
 
 class Transport(Protocol):
@@ -42,6 +47,7 @@ class Transport(Protocol):
         """Send one request.
 
         Raises:
+            NotConnected: if it was not sent.
             ClusterUnreachable: if it may not have arrived, or its answer was lost.
             ClusterError: if the other side refused it.
         """
@@ -82,28 +88,34 @@ class Ssh:
         remote = "exec python3 -I -c " + shlex.quote(_SCRIPT)
         for attempt in range(1, self.attempts + 1):
             try:
-                self._connect()
+                self.connect()
                 with self._session():
                     # Through the master or not at all: a connection of its own per request would be one per poll.
-                    return _answer([*self._command("-o", "ProxyCommand=false"), self._place, remote], request)
-            except ClusterUnreachable:
-                if attempt == self.attempts or not _repeatable(request):
+                    alone = ("-o", f"ProxyCommand=echo {_NO_MASTER} >&2")
+                    return _answer([*self._command(*alone), self._place, remote], request)
+            except ClusterUnreachable as error:
+                safe = isinstance(error, NotConnected) or _repeatable(request)
+                if attempt == self.attempts or not safe:
                     raise
                 self.pause(min(30.0, 2.0**attempt) * random.uniform(0.5, 1.0))
         raise AssertionError("unreachable")
 
-    def _connect(self) -> None:
-        """Have a living master connection; the first of several processes makes it."""
+    def connect(self) -> None:
+        """Have a living master connection; the first of several processes makes it.
+
+        Raises:
+            ClusterError: if the host key is not known or the login is refused; says what to do.
+            NotConnected: if there is no connection.
+        """
         if self._alive():
             return
         with (self._folder / "connect.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self._alive():
                 return
-            jump = ["-J", self.jump_host] if self.jump_host else []
             argv = [
                 *self._command("-o", "ControlMaster=yes", "-o", f"ControlPersist={_IDLE_S}"),
-                *jump,
+                *self._way(),
                 self._place,
                 "true",
             ]
@@ -115,7 +127,7 @@ class Ssh:
                         start_new_session=True,
                     )  # fmt: skip
                 except subprocess.TimeoutExpired:
-                    raise ClusterUnreachable(f"{self._place}: no ssh connection in {_TIMEOUT_S} s") from None
+                    raise NotConnected(f"{self._place}: no ssh connection in {_TIMEOUT_S} s") from None
                 said.seek(0)
                 text = " ".join(said.read().decode(errors="replace").split())
             if done.returncode:
@@ -130,18 +142,22 @@ class Ssh:
             )
         if "Permission denied" in text:
             return ClusterError(f"{self._place}: login refused ({text}); check compute.ssh_user and compute.ssh_key")
-        return ClusterUnreachable(f"{self._place}: no ssh connection ({text})")
+        return NotConnected(f"{self._place}: no ssh connection ({text})")
 
     def _alive(self) -> bool:
-        argv = [*self._command(), "-O", "check", self._place]
-        code: int = subprocess.run(argv, capture_output=True, timeout=_TIMEOUT_S, check=False).returncode
-        return code == 0
+        return self._tell_master("check") == 0
 
     def close(self) -> None:
-        """End the master connection, if there is one."""
-        subprocess.run(
-            [*self._command(), "-O", "exit", self._place], capture_output=True, timeout=_TIMEOUT_S, check=False
-        )
+        """End the master connection, if there is one; requests of other processes make a new one."""
+        self._tell_master("exit")
+
+    def _tell_master(self, what: str) -> int:
+        argv = [*self._command(), "-O", what, self._place]
+        try:
+            done = subprocess.run(argv, capture_output=True, timeout=_TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired:
+            raise NotConnected(f"{self._place}: the ssh connection does not react in {_TIMEOUT_S} s") from None
+        return done.returncode
 
     @property
     def _place(self) -> str:
@@ -159,7 +175,21 @@ class Ssh:
         return folder
 
     def _command(self, *options: str) -> list[str]:
-        argv = ["ssh", "-T", "-p", str(self.port), "-o", f"ControlPath={self._folder / 'master'}"]
+        socket = f"ControlPath={self._folder / 'master'}".replace("%", "%%")
+        return ["ssh", "-T", "-p", str(self.port), "-o", socket, *self._manners(), *options]
+
+    def _way(self) -> list[str]:
+        """The way to the login node: through a jump host, which is met with the same key and the same strictness."""
+        if self.jump_host is None:
+            return []
+        place, _, port = self.jump_host.partition(":")
+        manners = [word.replace("%", "%%") for word in self._manners()]
+        jump = shlex.join(["ssh", "-T", "-p", port or "22", "-o", "ControlPath=none", *manners, "-W", "%h:%p", place])
+        return ["-o", f"ProxyCommand={jump}"]
+
+    def _manners(self) -> list[str]:
+        """Options of every connection."""
+        argv = []
         settings = {
             "BatchMode": "yes",
             "StrictHostKeyChecking": "yes",
@@ -169,13 +199,13 @@ class Ssh:
             "LogLevel": "ERROR",
         }
         if self.known_hosts:
-            settings["UserKnownHostsFile"] = str(self.known_hosts)
+            settings["UserKnownHostsFile"] = _literal(self.known_hosts)
         if self.key:
             settings["IdentitiesOnly"] = "yes"
-            argv += ["-i", str(self.key)]
+            settings["IdentityFile"] = _literal(self.key)
         for name, value in settings.items():
             argv += ["-o", f"{name}={value}"]
-        return [*argv, *options]
+        return argv
 
     @contextmanager
     def _session(self) -> Iterator[None]:
@@ -194,6 +224,11 @@ class Ssh:
         finally:
             for slot in slots:
                 slot.close()
+
+
+def _literal(path: Path) -> str:
+    """A path for an option of ssh, which splits at blanks and replaces what stands behind a percent sign."""
+    return '"' + str(path).replace("%", "%%") + '"'
 
 
 def transport_for(settings: Settings) -> Transport:
@@ -221,10 +256,16 @@ def _answer(argv: list[str], request: Mapping[str, Any]) -> dict[str, Any]:
         raise ClusterUnreachable(f"{argv[0]}: no answer to {request['do']!r} in {_TIMEOUT_S} s") from None
     said = " ".join(done.stderr.decode(errors="replace").split())[-500:]
     if done.returncode == _CONNECTION_LOST:
-        raise ClusterUnreachable(f"ssh connection lost during {request['do']!r} ({said})")
+        kind = NotConnected if _NO_MASTER in said else ClusterUnreachable
+        raise kind(f"ssh connection lost during {request['do']!r} ({said})")
     if done.returncode:
         raise ClusterError(f"request {request['do']!r} failed beside the scheduler: {said or done.returncode}")
-    answer: dict[str, Any] = json.loads(done.stdout)
+    # One line; what a login shell prints before it is not ours.
+    last = done.stdout.strip().rpartition(b"\n")[2]
+    try:
+        answer: dict[str, Any] = json.loads(last)
+    except ValueError:
+        raise ClusterError(f"request {request['do']!r} was answered with {last[:200]!r} beside the scheduler") from None
     return answer
 
 

@@ -10,6 +10,7 @@ from spatial_core import errors
 from spatial_core.cluster.ending import TERMINAL, Ending, ending_of, failure_of, usage_record
 from spatial_core.cluster.resources import Resources
 from spatial_core.cluster.scheduler import Accounted
+from spatial_core.jobs.messages import Said
 
 ASKED = Resources(cpus=2, mem="4G", time_limit="02:00:00")
 ROW = {
@@ -116,7 +117,9 @@ def test_a_job_that_never_ran() -> None:
     ],
 )
 def test_every_bad_end_has_its_type_figures_and_remedy(state: str, kind: type[Exception], remedy: str) -> None:
-    failure = failure_of(ending("1G", State=state, ExitCode="3:0"), ASKED, "a\n\nb\n c \nd\ne\nf\n", "ValueError: x")
+    failure = failure_of(
+        ending("1G", State=state, ExitCode="3:0"), ASKED, "a\n\nb\n c \nd\ne\nf\n", Said(exception="ValueError: x")
+    )
     assert type(failure) is kind
     text = str(failure)
     word = state.partition(" ")[0]
@@ -134,7 +137,7 @@ def test_all_terminal_states_but_one_are_failures() -> None:
 
 
 def test_vanished_and_silent_ones() -> None:
-    failure = failure_of(Ending("12_3", "VANISHED"), ASKED, "", None)
+    failure = failure_of(Ending("12_3", "VANISHED"), ASKED, "", Said())
     assert type(failure) is errors.JobVanished
     assert "neither the queue nor the accounting knows it" in str(failure)
     assert str(failure).endswith("last lines: none")
@@ -158,7 +161,7 @@ def test_out_of_memory_with_and_without_control_groups(
 ) -> None:
     found = ending(*rss, **given)
     assert found.out_of_memory is expected
-    failure = failure_of(found, ASKED, "", None)
+    failure = failure_of(found, ASKED, "", Said())
     assert isinstance(failure, errors.JobOutOfMemory) is expected
 
 
@@ -168,3 +171,11 @@ def test_usage_is_time_times_what_was_allocated() -> None:
     assert (record["gpu_s"], record["core_s"], record["cost"]) == (7200, 7200, 2 * 3.0 + 2 * 0.5)
     assert (record["asset"], record["partition_key"], record["job"]) == ("backbone_embeddings", "0201", "12_3")
     assert record["gpu_utilisation"] == 0.7
+
+
+def test_one_that_was_told_to_stop_says_how_far_it_got() -> None:
+    said = Said(interrupted={"type": "Interrupted", "message": "3 of 9 pieces are finished"})
+    failure = failure_of(ending(State="FAILED", ExitCode="75:0"), ASKED, "", said)
+    assert type(failure) is errors.JobTimedOut
+    assert "3 of 9 pieces are finished" in str(failure)
+    assert "ask for more time than 02:00:00" in str(failure)

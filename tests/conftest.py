@@ -20,15 +20,20 @@ def real_data() -> Path:
     return Path(named).resolve()
 
 
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """Do not even import the modules of the other half; one named on the command line is, and loses its tests below."""
+    return True if collection_path.is_file() and not _in_this_half(collection_path) else None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Keep the half of the suite that this process is for."""
+    config.hook.pytest_deselected(items=[item for item in items if not _in_this_half(item.path)])
+    items[:] = [item for item in items if _in_this_half(item.path)]
+
+
+def _in_this_half(path: Path) -> bool:
     part = os.environ.get(PART_VARIABLE)
-    if part is None:
-        return
-    on_cluster = {item for item in items if item.path.is_relative_to(Path(__file__).parent / "slurm")}
-    dropped = [item for item in items if (item in on_cluster) != (part == "slurm")]
-    config.hook.pytest_deselected(items=dropped)
-    items[:] = [item for item in items if (item in on_cluster) == (part == "slurm")]
+    return part is None or path.is_relative_to(Path(__file__).parent / "slurm") == (part == "slurm")
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

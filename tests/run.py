@@ -30,8 +30,9 @@ def main(options: list[str]) -> int:
         sys.stdout.write(f"\n--- tests on SLURM ---\n{shown_later.read()}")
         sys.stdout.flush()
     measured = [str(path) for part in ("rest", "slurm") if (path := _coverage_file(part)).exists()]
-    subprocess.run([sys.executable, "-m", "coverage", "combine", *measured], cwd=REPOSITORY, check=True)
-    subprocess.run([sys.executable, "-m", "coverage", "report"], cwd=REPOSITORY, check=True)
+    if measured:
+        for command in (["combine", *measured], ["report"]):
+            subprocess.run([sys.executable, "-m", "coverage", *command], cwd=REPOSITORY, check=True)
     codes = {rest, slurm}
     return max(codes - FINE, default=min(codes))
 

@@ -82,20 +82,25 @@ def torchrun(lake: Lake, output: Path, *overrides: str, signal_to: str = "-1,0,0
     driver.write_text(DRIVER)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--local-addr=127.0.0.1"]
     began = time.monotonic()
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, *launcher, str(driver), signal_to, stage, "--task", str(task)],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
-        check=False,
-        timeout=300,
-    )
+    ) as process:
+        try:
+            log, _ = process.communicate(timeout=300)
+        except BaseException:
+            process.terminate()  # torchrun then ends its processes, which are in sessions of their own
+            process.communicate(timeout=60)
+            raise
     lines = messages.read_text().splitlines() if messages.exists() else []
     sent = [json.loads(line) for line in lines]
     payloads = [message["params"]["payload"] for message in sent if message["method"] == "report_custom_message"]
     outcome = payloads[-1] if payloads else {}
-    return Ran(done.returncode, done.stdout + done.stderr, time.monotonic() - began, outcome)
+    return Ran(process.returncode, log, time.monotonic() - began, outcome)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -134,6 +139,7 @@ def test_two_processes_give_what_one_gives(lake: Lake, tmp_path: Path) -> None:
     assert known.report.up_to_date, "how many processes there are is no part of what identifies a checkpoint"
 
 
+@pytest.mark.slow
 def test_a_run_is_stopped_resumed_and_repeated_to_identical_files(lake: Lake, tmp_path: Path) -> None:
     """With dropout, whose masks differ between processes but not between runs. One process alone gets the SIGTERM."""
     whole = torchrun(lake, tmp_path / "whole")
@@ -147,8 +153,6 @@ def test_a_run_is_stopped_resumed_and_repeated_to_identical_files(lake: Lake, tm
     resumed = torchrun(lake, tmp_path / "stopped")
     assert resumed.report.details["resumed_from_epoch"] == 2
     assert contents(tmp_path / "stopped") == contents(tmp_path / "whole")
-    alone = train(lake, tmp_path / "alone")
-    assert not torch.equal(weights(tmp_path / "whole"), weights(alone.artifact.parent)), "masks of their own"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -157,7 +161,7 @@ def test_when_a_process_dies_the_others_end_and_another_number_of_them_goes_on(
 ) -> None:
     ran = torchrun(lake, tmp_path / "out", "training_model.dropout=0", signal_to=f"{rank},2,9")
     assert ran.code != 0
-    assert ran.seconds < 60
+    assert ran.seconds < 120
     if rank == 0:
         assert "report" not in ran.outcome
         assert "process 1 spatial_core.jobs: RankLost" in ran.log
@@ -188,6 +192,21 @@ def test_a_stage_for_one_process_refuses_several(lake: Lake, tmp_path: Path) -> 
     assert ran.code != 0
     assert "stage demo-data is done by one process, but torchrun started 2" in ran.outcome["failure"]["message"]
     assert not (tmp_path / "out").exists()
+
+
+def test_every_process_draws_dropout_masks_of_its_own_and_the_first_goes_on_with_its_stream() -> None:
+    def drawn(rank: int, epoch: int, seed: int = 42) -> tuple[float, ...]:
+        ranks = Ranks()
+        ranks.rank, ranks.size = rank, 3
+        torch.manual_seed(9)  # what every process has after it took over the state of the first
+        ranks.seed_dropout(seed, epoch)
+        return tuple(torch.rand(4).tolist())
+
+    with torch.random.fork_rng():
+        assert drawn(0, 1) == drawn(0, 2)
+        cases = [(rank, epoch, seed) for rank in (0, 1, 2) for epoch in (1, 2) for seed in (42, 43)]
+        assert len({drawn(*case) for case in cases if case[0]}) == 8
+        assert drawn(1, 1) == drawn(1, 1) != drawn(0, 1)
 
 
 @pytest.mark.parametrize(("total", "size"), [(16, 2), (17, 4), (3, 4), (1, 2), (0, 3)])

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PORT ?= 3000
 export DAGSTER_HOME := $(CURDIR)/dagster_home
 
-.PHONY: help demo test dev bench lint slurm-up slurm-down clean-demo
+.PHONY: help demo test dev bench lint slurm-up slurm-down slurm-soak clean-demo
 .DEFAULT_GOAL := help
 
 help:
@@ -14,6 +14,7 @@ help:
 	@echo "make test    the test suite with coverage"
 	@echo "make bench   every stage beside its reference method"
 	@echo "make lint    ruff, mypy, import contracts"
+	@echo "make slurm-soak   300 jobs on that SLURM while workers, tasks and daemons are killed"
 	@echo "make slurm-up, make slurm-down   a real SLURM on this machine, as the tests use it (Debian, root)"
 
 $(BIN)/python:
@@ -42,6 +43,9 @@ test: $(VENV)/.installed-dev
 
 slurm-up: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.slurm.cluster up
+
+slurm-soak: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.slurm.soak $(SOAK_ARGS)
 
 slurm-down: $(VENV)/.installed-dev
 	@$(BIN)/python -m tests.slurm.cluster down

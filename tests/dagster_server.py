@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -136,14 +137,10 @@ class Server:
         assert answer["__typename"] == "TerminateRunSuccess", answer
 
     def worker(self, run_id: str) -> psutil.Process:
-        """The process that executes a run."""
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            try:
-                if run_id in " ".join(process.cmdline()):
-                    return process
-            except psutil.Error:
-                continue
-        raise AssertionError(f"no process executes run {run_id}")
+        """The process that executes a run, as it named itself in the log."""
+        pids = re.findall(rf"{run_id} - .*Executing steps in process \(pid: (\d+)\)", self.log.read_text())
+        assert pids, f"no process executes run {run_id}"
+        return psutil.Process(int(pids[-1]))
 
     def wait(self, what: str, ready: Callable[[], Any], patience_s: float = PATIENCE_S) -> Any:
         """The first true value, polling.

@@ -50,7 +50,7 @@ def server(slurm: Slurm, lake: ClusterLake, tmp_path_factory: pytest.TempPathFac
     """The real thing, but looking after lost runs every five seconds."""
     home = tmp_path_factory.mktemp("home")
     options = yaml.safe_load((ROOT / "dagster_home" / "dagster.yaml").read_text())
-    options["run_monitoring"]["poll_interval_seconds"] = 5
+    options["run_monitoring"] |= {"poll_interval_seconds": 5, "free_slots_after_run_end_seconds": 5}
     (home / "dagster.yaml").write_text(yaml.safe_dump(options))
     running = Server(home, lake.config, {"SLURM_CONF": str(slurm.conf)})
     try:

@@ -123,8 +123,14 @@ class Settings(BaseModel):
         return digest_json({name: value for name, value in tree.items() if name not in _NOT_IDENTITY})
 
     def pick(self, *dotted: str) -> dict[str, Any]:
-        """The named settings (`section.key`, or `section` for all of it) as JSON: a stage's share of the tree."""
+        """The named settings (`section.key`, or `section` for all of it) as JSON: a stage's share of the tree.
+
+        What another setting stands in for has the value that counts: the head's keys, and the seed of training.
+        """
         tree = self.model_dump(mode="json", by_alias=True)
+        tree["training_model"] = self.head.model_dump(mode="json")
+        if tree["training"]["seed"] is None:
+            tree["training"]["seed"] = self.seed
         picked: dict[str, Any] = {}
         for name in dotted:
             section, _, key = name.partition(".")

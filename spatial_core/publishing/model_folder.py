@@ -33,6 +33,7 @@ STAGE = "publish"
 CODE_VERSION = "1"
 _STEPS = 5
 _COMMIT_LENGTH = 40
+_NO_METRICS = "the model card has no metrics: --report names the folder of `spatial evaluate` that has them"
 
 
 def publish_model(
@@ -157,6 +158,7 @@ def _write(output_dir: Path, job: _Job, progress: Progress, started: float) -> R
             "embedding_dim": job.head.config.output_dim,
             "license": licence.identifier if licence.name is None else licence.name,
             "evaluated": bool(job.evaluation.headline),
+            "notes": [] if job.evaluation.headline else [_NO_METRICS],
         },
     )
     provenance = Provenance(

@@ -33,9 +33,9 @@ class Lake:
 
     config: Path
 
-    def write_small(self) -> None:
-        """Write settings under which the whole chain takes seconds."""
-        self.write(**SMALL)
+    def write_small(self, **more: dict[str, Any]) -> None:
+        """Write settings under which the whole chain takes seconds, and further sections."""
+        self.write(**SMALL, **more)
 
     def write(self, **sections: dict[str, Any]) -> None:
         """Write the settings file."""

@@ -17,6 +17,7 @@ from spatial_assets.drive import DriveEvent, drive
 from spatial_assets.instigators import remember_cursor, remembered_cursor
 from spatial_core.errors import InputError, StageFailed
 from spatial_core.lake.catalogue import CATALOGUE
+from spatial_core.lake.status import lake_status
 
 
 @pytest.fixture
@@ -53,6 +54,9 @@ def test_everything_once_and_nothing_twice(lake, city: Path, disk_instance: dg.D
     second = drive(lake.config, disk_instance, settle_s=0.05)
     assert {(outcome.asset, outcome.partition) for outcome in second} == made
     assert all(outcome.up_to_date for outcome in second), [o for o in second if not o.up_to_date]
+
+    outdated = {(status.asset, status.partition): status for status in lake_status(lake.settings)}
+    assert {status.state for status in outdated.values()} == {"made"}, outdated
 
     # What the UI and the daemon find afterwards.
     assert disk_instance.get_dynamic_partitions("tar") == tars

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from tests.dagster_server import Server
+from tests.dagster_server import ROOT, Server
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = [
@@ -32,13 +36,27 @@ FLAGS = [
 
 @pytest.fixture
 def server(tmp_path: Path, lake: Any) -> Iterator[Server]:
-    lake.write_small()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        lake.write_small(logging={"report_port": free.getsockname()[1]})
     running = Server(tmp_path / "home", lake.config)
     try:
         running.wait_ready()
         yield running
     finally:
         running.stop()
+
+
+@contextmanager
+def report_page(lake: Any) -> Iterator[None]:
+    """`spatial report`, answering."""
+    command = [sys.executable, "-u", "-m", "spatial_core.cli.main", "report", "--config", str(lake.config)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stdout is not None and "shows" in running.stdout.readline()
+            yield
+        finally:
+            running.terminate()
 
 
 @pytest.fixture
@@ -97,6 +115,14 @@ def test_a_person_drops_files_and_gets_vectors(server: Server, page: Page, lake:
     page.goto(f"{server.url}/assets/retrieval_report")
     page.get_by_text("recall@1").first.wait_for()
     shoot(page, "retrieval_report")
+
+    # Its link leads to the page itself, which `make dev` shows beside Dagster.
+    with report_page(lake):
+        with page.expect_popup() as opened:
+            page.get_by_role("link", name=f"http://127.0.0.1:{lake.settings.logging.report_port}/").first.click()
+        opened.value.get_by_text("recall@1").first.wait_for()
+        assert opened.value.title() == "Retrieval report"
+        opened.value.close()
 
     # A backfill is launched from the partitions of an asset.
     runs = len(server.runs())

@@ -161,6 +161,17 @@ def test_head_keys_in_training_win() -> None:
     assert settings.head.dropout == 0.3
 
 
+def test_what_is_picked_is_what_counts() -> None:
+    settings = load_settings(Path("tests/data/defaults.toml"), ["global.seed=5", "training.dropout=0.3"], {})
+    assert settings.pick("training.seed", "training_model.dropout") == {
+        "training.seed": 5,
+        "training_model.dropout": 0.3,
+    }
+    assert load_settings(Path("tests/data/defaults.toml"), ["training.seed=0"], {}).pick("training.seed") == {
+        "training.seed": 0
+    }
+
+
 def test_every_setting_says_what_it_means() -> None:
     for section, model in section_models().items():
         for key, field in model.model_fields.items():

@@ -42,6 +42,7 @@ class PathsSection(Section):
     temp_dir: Path | None = Field(None, description="accepted for old files; nothing is ever extracted")
     difficulty_metadata_path: Path | None = Field(None, description="neighbours and bands of every image")
     checkpoint_dir: Path | None = Field(None, description="projector checkpoints")
+    tuning_dir: Path | None = Field(None, description="tuning study, its trials, and the embedded database")
     report_dir: Path | None = Field(None, description="retrieval report (JSON, HTML)")
     model_dir: Path | None = Field(None, description="published Hugging Face model folder")
     drops_dir: Path | None = Field(None, description="watched folder of parquet files of new images")

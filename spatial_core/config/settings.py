@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from spatial_core.config import sections as s
 from spatial_core.config.compute import ComputeSection, ResourcesSection
 from spatial_core.config.earlier import share_batch_size
 from spatial_core.config.sources import Given
+from spatial_core.config.tuning import TuningSection
 from spatial_core.errors import ConfigError
 from spatial_core.storage.digests import digest_json
 
@@ -27,6 +29,21 @@ CONFIG_VARIABLE = "SPATIAL_CONFIG"
 _HEAD_KEYS = frozenset(s.TrainingModelSection.model_fields)
 # What changes where or how fast a result is computed, or how it is watched, is not part of its identity.
 _NOT_IDENTITY = frozenset({"paths", "infrastructure", "logging", "compute", "watch"})
+_NOT_IDENTITY_KEYS = {
+    "tuning": {
+        "workers",
+        "trials_per_worker",
+        "storage_url",
+        "storage_file",
+        "host",
+        "client_network",
+        "heartbeat_s",
+        "grace_s",
+        "max_retries",
+        "database_patience_s",
+    }
+}
+_PASSWORD = re.compile(r"(://[^/\s:@'\"]*:)[^\s'\"]*@|(password=)[^&\s'\"]*")
 _LAKE = {
     "raw_dir": "raw",
     "intermediates_dir": "intermediates",
@@ -35,6 +52,7 @@ _LAKE = {
     "merged_dir": "merged",
     "difficulty_metadata_path": "difficulty/difficulty_metadata.parquet",
     "checkpoint_dir": "checkpoints",
+    "tuning_dir": "tuning",
     "report_dir": "report",
     "model_dir": "model",
     "drops_dir": "drops",
@@ -57,6 +75,7 @@ class ResolvedPaths(BaseModel):
     merged_dir: Path
     difficulty_metadata_path: Path
     checkpoint_dir: Path
+    tuning_dir: Path
     report_dir: Path
     model_dir: Path
     drops_dir: Path
@@ -76,6 +95,7 @@ class Settings(BaseModel):
     embedding_model: s.EmbeddingModelSection = Field(default_factory=s.EmbeddingModelSection)
     training_model: s.TrainingModelSection = Field(default_factory=s.TrainingModelSection)
     training: s.TrainingSection = Field(default_factory=s.TrainingSection)
+    tuning: TuningSection = Field(default_factory=TuningSection)
     data: s.DataSection = Field(default_factory=s.DataSection)
     infrastructure: s.InfrastructureSection = Field(default_factory=s.InfrastructureSection)
     evaluation: s.EvaluationSection = Field(default_factory=s.EvaluationSection)
@@ -120,6 +140,8 @@ class Settings(BaseModel):
     def digest(self) -> str:
         """SHA-256 of every setting that can change a result; recorded in every artifact."""
         tree = self.model_dump(mode="json", by_alias=True)
+        for section, keys in _NOT_IDENTITY_KEYS.items():
+            tree[section] = {name: value for name, value in tree[section].items() if name not in keys}
         return digest_json({name: value for name, value in tree.items() if name not in _NOT_IDENTITY})
 
     def pick(self, *dotted: str) -> dict[str, Any]:
@@ -136,6 +158,25 @@ class Settings(BaseModel):
             section, _, key = name.partition(".")
             picked[name] = tree[section][key] if key else tree[section]
         return picked
+
+    def replaced(self, values: Mapping[str, Any]) -> Settings:
+        """The tree with other values, by dotted name; checked as those of a file are.
+
+        A head setting replaces what [training] says of it too.
+
+        Raises:
+            ConfigError: naming the setting that does not exist, or does not accept its value.
+        """
+        tree = self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+        for name, value in values.items():
+            section, _, key = name.partition(".")
+            tree.setdefault(section, {})[key] = value
+            if section == "training_model":
+                tree.get("training", {}).pop(key, None)
+        try:
+            return Settings(**tree, base_dir=self.base_dir)
+        except ValidationError as error:
+            raise ConfigError(_explain(error)) from error
 
     def notices(self) -> list[str]:
         """Keys of the earlier pipeline that are mapped to something else or have no effect here."""
@@ -252,7 +293,7 @@ def _explain(error: ValidationError) -> str:
         else:
             message = fault["msg"].removeprefix("Value error, ")
             causes.append(f"{where}: {message} (got {fault['input']!r})" if where else message)
-    return "; ".join(causes)
+    return _PASSWORD.sub(lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", "; ".join(causes))
 
 
 def _names_at(known: Mapping[str, type[s.Section]], place: tuple[int | str, ...]) -> list[str]:

@@ -59,7 +59,8 @@ class _Walk:
             return ArtifactStatus(kind.name, key, "gone", why, None, None, None)
         manifest = read_manifest(path)
         if manifest is None or not path.exists():
-            return ArtifactStatus(kind.name, key, "missing", "", None, None, None)
+            why = "made on demand only" if kind.on_demand else ""
+            return ArtifactStatus(kind.name, key, "missing", why, None, None, None)
         self.digests[kind.name, key] = manifest["sha256"]
         state, why = self._judge(kind, key, manifest)
         if state == "stale":
@@ -76,7 +77,13 @@ class _Walk:
         provenance = manifest["provenance"]
         if provenance["code_version"] != STAGES[kind.stage].code_version:
             return f"made by version {provenance['code_version']} of the stage"
-        changed = [name for name, value in provenance["config"].items() if self._setting(name) != value]
+        # What a tuning study decided is not the settings' to change; another study is another input.
+        decided = (manifest["report"]["details"].get("study") or {}) if "tuning_study" in provenance["inputs"] else {}
+        changed = [
+            name
+            for name, value in provenance["config"].items()
+            if name not in decided.get("settings", {}) and self._setting(name) != value
+        ]
         if changed:
             return f"settings changed: {', '.join(sorted(changed))}"
         used = set(provenance["inputs"].values())
@@ -107,6 +114,12 @@ class _Walk:
         return "made", ""
 
     def _setting(self, dotted: str) -> Any:
+        """What a stage takes a setting to be, where another one may stand in for it."""
+        section, _, key = dotted.partition(".")
+        if section == "training_model" and key:
+            return self.settings.head.model_dump(mode="json")[key]
+        if dotted in {"training.seed", "tuning.seed"} and self.settings.pick(dotted)[dotted] is None:
+            return self.settings.seed
         try:
             return self.settings.pick(dotted)[dotted]
         except KeyError as error:

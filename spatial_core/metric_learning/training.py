@@ -20,6 +20,7 @@ from spatial_core.config.sections import TrainingModelSection
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError, InputError
 from spatial_core.interruption import resumable
+from spatial_core.metric_learning.best_trial import Advice, read_advice
 from spatial_core.metric_learning.checkpoint import BEST, FINAL, record_path
 from spatial_core.metric_learning.features import Split
 from spatial_core.metric_learning.following import follow
@@ -57,6 +58,7 @@ def train_projector(
     settings: Settings,
     progress: Progress = silent,
     *,
+    study: Path | None = None,
     observer: Observer | None = None,
 ) -> Report:
     """Train the projection head.
@@ -68,6 +70,7 @@ def train_projector(
             `checkpoint_epoch_N`, each as .safetensors and .json, and `training_state.safetensors`.
         settings: [training], [training_model], data.min_negative_distance_m and the seed.
         progress: called with triplets seen.
+        study: `study.json` of a tuning study, whose best trial's hyper-parameters take the place of the settings'.
         observer: told of every validation, and may end training early; a finished run is not shown to it again.
 
     Returns:
@@ -86,7 +89,8 @@ def train_projector(
     Selection(settings.training.selection_metric)  # refused before anything is read
     artifact = output_dir / BEST
     with gathered() as ranks, contextlib.ExitStack() as held, resumable():
-        request = ranks.first(lambda: _request(merged_dir, difficulty, output_dir, settings))
+        request = ranks.first(lambda: _request(merged_dir, difficulty, output_dir, settings, study))
+        digest, settings = settings.digest, request.settings
         if (done := ranks.first(lambda: _claim(held, artifact, request.key))) is not None:
             return done
         device = ranks.all(lambda: _device(settings.infrastructure.device, ranks))
@@ -105,7 +109,7 @@ def train_projector(
                 provenance = Provenance(
                     STAGE,
                     CODE_VERSION,
-                    settings.digest,
+                    digest,
                     request.config,
                     request.inputs,
                     model=data.backbone.model,
@@ -114,7 +118,10 @@ def train_projector(
                 session = Session(
                     output_dir, settings, trainer, data, provenance, start=request.start, observer=observer, ranks=ranks
                 )
-                report = _report(artifact, data.train, session.run(progress), started)
+                details = session.run(progress)
+                if request.advice is not None:
+                    details["study"] = request.advice.describe(request.inputs)
+                report = _report(artifact, data.train, details, started)
                 record_artifact(artifact, request.key, provenance, report)
                 return report
 
@@ -123,19 +130,36 @@ def train_projector(
 
 @dataclass(frozen=True)
 class _Request:
-    """What is asked for: the checkpoint to start from, the settings and inputs that count, and their key."""
+    """What is asked for.
 
+    Args:
+        settings: the given ones, with the best trial's hyper-parameters where there is a study.
+        advice: what the study says.
+        start: checkpoint to start from.
+        config: the settings that count, by name.
+        inputs: the inputs that count.
+        key: of all these.
+    """
+
+    settings: Settings
+    advice: Advice | None
     start: Path | None
     config: dict[str, Any]
     inputs: dict[str, str]
     key: str
 
 
-def _request(merged_dir: Path, difficulty: Path, output_dir: Path, settings: Settings) -> _Request:
+def _request(merged_dir: Path, difficulty: Path, output_dir: Path, settings: Settings, study: Path | None) -> _Request:
     start = _start(settings, output_dir)
-    config = _config(settings)
-    inputs = _inputs(merged_dir, difficulty, start)
-    return _Request(start, config, inputs, stage_key(STAGE, CODE_VERSION, config, inputs))
+    inputs = training_inputs(merged_dir, difficulty)
+    if start is not None:
+        inputs["resume_from_checkpoint"] = sha256_file(start)
+    advice = None if study is None else read_advice(study)
+    if advice is not None:
+        settings = advice.apply(settings)
+        inputs["tuning_study"] = advice.sha256
+    config = training_config(settings)
+    return _Request(settings, advice, start, config, inputs, stage_key(STAGE, CODE_VERSION, config, inputs))
 
 
 def _claim(held: contextlib.ExitStack, artifact: Path, key: str) -> Report | None:
@@ -164,7 +188,7 @@ def _report(artifact: Path, train: Split, details: dict[str, Any], started: floa
     )
 
 
-def _config(settings: Settings) -> dict[str, Any]:
+def training_config(settings: Settings) -> dict[str, Any]:
     """The settings that checkpoints depend on, by dotted name; no paths."""
     training = settings.training.model_dump(mode="json")
     own = {name: value for name, value in training.items() if name not in TrainingModelSection.model_fields}
@@ -180,15 +204,19 @@ def _config(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _inputs(merged_dir: Path, difficulty: Path, start: Path | None) -> dict[str, str]:
+def training_inputs(merged_dir: Path, difficulty: Path) -> dict[str, str]:
+    """Digests of the splits and of the difficulty table, by name.
+
+    Raises:
+        InputError: if there is no difficulty table.
+        DigestMismatch: if one changed after it was made.
+    """
     if read_manifest(merged_dir) is not None:
         inputs = {"merged_splits": artifact_digest(merged_dir)}
     else:  # the folder of another program may hold anything
         paths = [merged_dir / f"{name}.parquet" for name in ("train", "val")]
         inputs = {path.stem: artifact_digest(path) for path in paths if path.exists()}
     inputs["difficulty_metadata"] = artifact_digest(difficulty)
-    if start is not None:
-        inputs["resume_from_checkpoint"] = sha256_file(start)
     return inputs
 
 

@@ -8,6 +8,7 @@ goes on in its MLflow run, and every epoch is there exactly once.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import time
@@ -31,6 +32,7 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
 }
 _MARK = "train_loss"
+_SQLITE = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,9 @@ class Tracker:
             return
         try:
             with _environment():
-                self._connect(self._tracking)
+                if self._client is None:
+                    with _alone_with(self._tracking.uri):
+                        self._connect(self._tracking)
                 while self._pending:
                     self._pending[0](self._client, str(self.run_id))
                     del self._pending[0]
@@ -140,15 +144,11 @@ class Tracker:
             _LOG.warning("MLflow at %s: %s; training goes on", without_password(self._tracking.uri), cause)
 
     def _connect(self, tracking: Tracking) -> None:
-        if self._client is not None:
-            return
         from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
         is_database = "sql" in urlsplit(tracking.uri).scheme
-        if tracking.uri.startswith("sqlite:///"):
-            Path(tracking.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         client = MlflowClient(tracking_uri=tracking.uri)
         if self.run_id is not None:
             try:
@@ -198,6 +198,19 @@ def _numbers(entry: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
+
+
+@contextlib.contextmanager
+def _alone_with(uri: str) -> Iterator[None]:
+    """Runs that start together would each make the tables of a new SQLite database, and lose the race for some."""
+    if not uri.startswith(_SQLITE):
+        yield
+        return
+    path = Path(uri.removeprefix(_SQLITE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -124,6 +124,40 @@ def building_embeddings(id_type: pa.DataType, dim: int = 256) -> pa.Schema:
     )
 
 
+_PARAMETERS = pa.struct(
+    [
+        *(pa.field(name, pa.float64()) for name in ("learning_rate", "weight_decay", "margin", "dropout")),
+        *(pa.field(name, pa.bool_()) for name in ("use_residual", "use_layer_norm")),
+        *(pa.field(name, pa.string()) for name in ("loss_distance", "activation")),
+        *(pa.field(name, pa.int64()) for name in ("hidden_dim", "num_hidden_layers", "batch_size")),
+        pa.field("hidden_dim_multiplier", pa.float64()),
+        pa.field("ucb_exploration_constant", pa.float64()),
+        pa.field("ucb_warmup_samples", pa.int64()),
+    ]
+)
+# Of `study.json`, which holds them as JSON.
+TRIALS = pa.schema(
+    [
+        column("number", pa.int64(), "number of the trial in its study, from 0"),
+        column("state", pa.string(), "complete; pruned: ended early; failed: by its own fault; lost: its worker was"),
+        column("value", pa.float64(), "best recall of any validation; the last one of a pruned trial", nullable=True),
+        column("parameters", _PARAMETERS, "hyper-parameters, by the name of their setting"),
+        column("epochs", pa.int64(), "epochs trained", nullable=True),
+        column("best_epoch", pa.int64(), "epoch of the best validation", nullable=True),
+        column("intermediate_values", pa.map_(pa.string(), pa.float64()), "recall of each validation, by epoch"),
+        column("started", pa.timestamp("s"), "local time of the worker's machine", nullable=True),
+        column("seconds", pa.float64(), "from its beginning to its end", nullable=True),
+        column("worker", pa.string(), "worker that ran it", nullable=True),
+        column("retry_of", pa.int64(), "lost trial whose hyper-parameters it has", nullable=True),
+        column("error", pa.string(), "why it failed", nullable=True),
+        column("stopped_early", pa.bool_(), "ended before its last epoch", nullable=True),
+        column("validation_queries", pa.int64(), "query images of a validation", nullable=True),
+        column("validation_images", pa.int64(), "images searched in a validation", nullable=True),
+        column("tracking_run", pa.string(), "MLflow run", nullable=True),
+    ]
+)
+
+
 def require(schema: pa.Schema, expected: Sequence[pa.Field], where: str) -> None:
     """Check that `expected` columns are present with their types.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -87,7 +87,7 @@ class LiveProgress:
             self._bar.stop()
 
 
-def execute(stage: str, arguments: dict[str, Path | str | None], settings: Settings, as_json: bool) -> Report:
+def execute(stage: str, arguments: Mapping[str, Path | str | None], settings: Settings, as_json: bool) -> Report:
     """Run a stage with live progress and show its report."""
     given = {name: str(value) for name, value in arguments.items() if value is not None}
     with LiveProgress(stage) as progress:

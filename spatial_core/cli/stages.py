@@ -98,13 +98,17 @@ def train(
     merged: Annotated[Path, typer.Option(help="Folder with train, val and test parquet.")],
     difficulty: Annotated[Path, typer.Option(help="Difficulty parquet.")],
     output: OutputDir,
+    study: Annotated[
+        Path | None, typer.Option(help="study.json of `spatial tune`: train with the best trial's hyper-parameters.")
+    ] = None,
     config: ConfigOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Train the projector with difficulty-guided triplets: checkpoint_best, checkpoint_final, checkpoint_epoch_N."""
     settings = read_settings(config, set_)
-    execute("train", {"merged_dir": merged, "difficulty": difficulty, "output_dir": output}, settings, json_)
+    arguments = {"merged_dir": merged, "difficulty": difficulty, "output_dir": output, "study": study}
+    execute("train", arguments, settings, json_)
 
 
 @app.command()

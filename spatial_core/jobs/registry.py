@@ -10,14 +10,14 @@ import importlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError
 from spatial_core.report import Progress, Report, silent
-from spatial_core.storage.hardware import share_cores
+from spatial_core.storage.hardware import share_cores, usable_cores
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Stage:
     shared: bool = False
 
 
+_NO_PATHS = {"model", "worker"}
 STAGES: dict[str, Stage] = {
     "ingest": Stage("spatial_core.street_view.ingest:ingest_tar", "2", ("tar", "output_dir")),
     "fingerprint": Stage(
@@ -53,7 +54,19 @@ STAGES: dict[str, Stage] = {
         "spatial_core.metric_learning.training:train_projector",
         "1",
         ("merged_dir", "difficulty", "output_dir"),
+        ("study",),
         shared=True,
+    ),
+    "tune": Stage(
+        "spatial_core.tuning.orchestrate:tune", "1", ("merged_dir", "difficulty", "output_dir"), ("storage_file",)
+    ),
+    "tune-worker": Stage(
+        "spatial_core.tuning.worker:tune_worker",
+        "1",
+        ("merged_dir", "difficulty", "output_dir", "storage_file", "worker"),
+    ),
+    "tune-collect": Stage(
+        "spatial_core.tuning.collect:collect_study", "1", ("merged_dir", "difficulty", "output_dir", "storage_file")
     ),
     "evaluate": Stage(
         "spatial_core.evaluation.report:evaluate_projector",
@@ -88,6 +101,17 @@ class StageCall:
         return cls(record["stage"], record["arguments"], Settings.from_json(record["settings"]))
 
 
+def sharing_cores(call: StageCall, calls: int) -> StageCall:
+    """The same call with its share of this machine's cores, for calls that run at the same time on it.
+
+    Processes that each take all cores wait for one another and are slower than one after another.
+    """
+    if calls < 2 or call.settings.infrastructure.threads:
+        return call
+    threads = max(1, usable_cores() // calls)
+    return replace(call, settings=call.settings.replaced({"infrastructure.threads": threads}))
+
+
 def run_stage(call: StageCall, progress: Progress = silent) -> Report:
     """Run a stage in this process.
 
@@ -108,9 +132,9 @@ def run_stage(call: StageCall, progress: Progress = silent) -> Report:
     share_cores()  # before the stage's module imports torch
     module = importlib.import_module(module_name)
     function: Any = getattr(module, function_name)
-    # A model may be a hub id, which as a Path would still be the same text on POSIX; every other argument is a path.
+    # A model may be a hub id, which as a Path would still be the same text on POSIX.
     arguments: dict[str, Any] = {
-        name: value if name == "model" else Path(value) for name, value in call.arguments.items()
+        name: value if name in _NO_PATHS else Path(value) for name, value in call.arguments.items()
     }
     report: Report = function(**arguments, settings=call.settings, progress=progress)
     return report

@@ -18,6 +18,21 @@ TAR_KEY = re.compile(r"\d{4}")
 DROP_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
 
 
+def _study(at: ResolvedPaths) -> Path:
+    return at.tuning_dir / "study.json"
+
+
+def _training(at: ResolvedPaths, _: str) -> Mapping[str, Path]:
+    """Arguments of training: with the tuning study, once there is one."""
+    study = {"study": _study(at)} if _study(at).is_file() else {}
+    return {
+        "merged_dir": at.merged_dir,
+        "difficulty": at.difficulty_metadata_path,
+        "output_dir": at.checkpoint_dir,
+        **study,
+    }
+
+
 def _none(at: ResolvedPaths, key: str) -> Mapping[str, Path]:
     """Arguments of what no stage makes."""
     return {}
@@ -34,6 +49,7 @@ class ArtifactKind:
         upstream: names of the kinds it is made from.
         locate: (locations, partition key or "") -> path of the artifact.
         arguments: (locations, partition key or "") -> path arguments of the stage.
+        on_demand: made when a person asks for it, and not missed until then.
     """
 
     name: str
@@ -42,6 +58,7 @@ class ArtifactKind:
     upstream: tuple[str, ...]
     locate: Callable[[ResolvedPaths, str], Path]
     arguments: Callable[[ResolvedPaths, str], Mapping[str, Path]] = _none
+    on_demand: bool = False
 
     def path(self, locations: ResolvedPaths, key: str = "") -> Path:
         """Where the artifact of a partition lies."""
@@ -104,16 +121,25 @@ _KINDS = (
         lambda at, _: {"fingerprints_dir": at.fingerprints_dir, "output_file": at.difficulty_metadata_path},
     ),
     ArtifactKind(
-        "projector_checkpoint",
-        "train",
+        "tuning_study",
+        "tune",
         None,
         ("merged_splits", "difficulty_metadata"),
-        lambda at, _: at.checkpoint_dir / "checkpoint_best.safetensors",
+        lambda at, _: _study(at),
         lambda at, _: {
             "merged_dir": at.merged_dir,
             "difficulty": at.difficulty_metadata_path,
-            "output_dir": at.checkpoint_dir,
+            "output_dir": at.tuning_dir,
         },
+        on_demand=True,
+    ),
+    ArtifactKind(
+        "projector_checkpoint",
+        "train",
+        None,
+        ("merged_splits", "difficulty_metadata", "tuning_study"),
+        lambda at, _: at.checkpoint_dir / "checkpoint_best.safetensors",
+        _training,
     ),
     ArtifactKind(
         "retrieval_report",

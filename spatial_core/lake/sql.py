@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
+from spatial_core import schemas
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError, InputError
 from spatial_core.lake.catalogue import CATALOGUE, known_keys
@@ -14,6 +16,13 @@ from spatial_core.lake.duck import connect, quoted
 from spatial_core.lake.statistics import statistics_query, tar_files
 
 _SPLITS = ("train", "val", "test")
+_TYPES = {
+    pa.int64(): "BIGINT",
+    pa.float64(): "DOUBLE",
+    pa.bool_(): "BOOLEAN",
+    pa.string(): "VARCHAR",
+    pa.timestamp("s"): "TIMESTAMP",
+}
 
 
 def _files(paths: Sequence[Path]) -> str:
@@ -50,6 +59,12 @@ def view_queries(settings: Settings) -> dict[str, str]:
         )
     if at.difficulty_metadata_path.is_file():
         views["difficulty_metadata"] = f"select * from read_parquet({quoted(str(at.difficulty_metadata_path))})"
+    study = CATALOGUE["tuning_study"].path(at)
+    if study.is_file():
+        # Named, because a study without trials, or without a completed one, gives nothing to guess types from.
+        columns = f"{{study: 'VARCHAR', trials: '{_sql_type(pa.struct(schemas.TRIALS))}[]'}}"
+        trials = f"select study, unnest(trials) as trial from read_json({quoted(str(study))}, columns = {columns})"
+        views["tuning_trials"] = f"select study, trial.* from ({trials})"
     views.update(_drop_views(settings))
     manifests = sorted(
         path
@@ -63,6 +78,16 @@ def view_queries(settings: Settings) -> dict[str, str]:
             f"from read_json({_files(manifests)}, union_by_name = true)"
         )
     return views
+
+
+def _sql_type(kind: pa.DataType) -> str:
+    """An Arrow type as DuckDB writes it."""
+    if pa.types.is_struct(kind):
+        fields = [kind.field(place) for place in range(kind.num_fields)]
+        return f"STRUCT({', '.join(f'{field.name} {_sql_type(field.type)}' for field in fields)})"
+    if pa.types.is_map(kind):
+        return f"MAP({_sql_type(kind.key_type)}, {_sql_type(kind.item_type)})"
+    return _TYPES[kind]
 
 
 def _drop_views(settings: Settings) -> dict[str, str]:

@@ -217,6 +217,27 @@ def checkpoint_sound(path: Path) -> CheckOutcome:
     return judge("checkpoint_sound", faults, summary, parameters=parameters, metrics=dict(checkpoint.metrics))
 
 
+def study_sound(path: Path) -> CheckOutcome:
+    """The study matches its digest; only finished trials; the best is the best of those that ran to their end."""
+    from spatial_core.metric_learning.best_trial import read_advice
+
+    intact = artifact_intact(path, "study_sound")
+    if not intact.passed:
+        return intact
+    advice = read_advice(path)
+    trials = json.loads(path.read_bytes())["trials"]
+    complete = {trial["number"]: trial["value"] for trial in trials if trial["state"] == "complete"}
+    faults = [f"trial {number} reaches {value}" for number, value in complete.items() if not 0 <= value <= 1]
+    if complete and (advice.trial not in complete or advice.value != max(complete.values())):
+        faults.append(f"trial {advice.trial} is called the best and is not")
+    figures = {"trials": len(trials), "complete": len(complete), "best": advice.value}
+    if not complete and not faults:
+        summary = "no trial was completed; training uses the hyper-parameters of the settings"
+        return CheckOutcome("study_sound", False, summary, "warn", figures)
+    summary = f"{len(complete)} of {len(trials)} trials completed, the best reaches {advice.value}"
+    return judge("study_sound", faults, summary, **figures)
+
+
 def report_sound(report_dir: Path) -> CheckOutcome:
     """The report matches its digests and holds its page, its picture, its table and figures for a held-out split."""
     wanted = ("metrics.json", "report.html", "summary.png", "summary.md")

@@ -11,9 +11,9 @@ import pytest
 
 COMMANDS = (
     "ingest", "fingerprint", "embed", "merge", "difficulty", "train", "evaluate", "publish", "embed-new",
-    "pool-buildings", "demo-data", "status", "sql", "verify", "settings",
+    "pool-buildings", "demo-data", "tune", "tune-worker", "tune-collect", "status", "sql", "verify", "settings",
 )  # fmt: skip
-STAGES = COMMANDS[:11]
+STAGES = COMMANDS[:14]
 
 
 def spatial(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -87,6 +87,14 @@ idle = (~_If.in_progress()).with_label("not being made")
 inputs_there = (~_If.any_deps_missing() & ~_If.any_deps_in_progress()).with_label("inputs made and settled")
 """Level. Every input of this very key exists (or is made by the same run) and nothing is about to replace it."""
 
+ADVICE = dg.AssetSelection.assets("tuning_study")
+
+inputs_but_advice_there = (
+    ~_If.any_deps_missing().ignore(ADVICE) & ~_If.any_deps_in_progress().ignore(ADVICE)
+).with_label("inputs but advice made and settled")
+"""Level. A tuning study is advice, not an input: most lakes have none, and one that is under way takes a day, during
+which training goes on with the study, or the settings, that there are."""
+
 some_input_there = (
     _If.any_deps_match((~_If.missing()).with_label("made")).with_label("at least one input made")
     & ~_If.any_deps_match(
@@ -120,6 +128,12 @@ def from_all_keys(source: str) -> _Condition:
 
 after_inputs = ((never_made | inputs_changed) & idle & inputs_there & not_refused).with_label("after_inputs")
 """The chain of single artifacts (training, report, model): in the same run as what they follow where possible."""
+
+
+after_inputs_with_advice = ((never_made | inputs_changed) & idle & inputs_but_advice_there & not_refused).with_label(
+    "after_inputs_with_advice"
+)
+"""As `after_inputs`, with a tuning study among the inputs: asked for again when a study is made, held up by none."""
 
 
 def per_key_with_model(drop: str, model: str) -> dg.AutomationCondition[dg.AssetKey]:

@@ -78,7 +78,7 @@ def drive(
     *,
     settle_s: float = 1.0,
 ) -> list[AssetOutcome]:
-    """Register what lies in the watched folders and materialize every asset.
+    """Register what lies in the watched folders and materialize every asset but those made on demand.
 
     Stages find finished artifacts by themselves, so a second call does no work twice.
 
@@ -205,7 +205,7 @@ class _Drive:
         partition: str | None = None
         for key in self.definitions.resolve_asset_graph().toposorted_asset_keys:
             kind = CATALOGUE[key.to_user_string()]
-            if not kind.stage:
+            if not kind.stage or kind.on_demand:
                 continue
             if group and kind.partition != partition:
                 yield group, partition

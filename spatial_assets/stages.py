@@ -112,13 +112,27 @@ class StageAsset:
         yield dg.MaterializeResult()
 
     def whole(
-        self, context: dg.AssetExecutionContext, settings: SettingsResource, compute: ComputeResource
+        self,
+        context: dg.AssetExecutionContext,
+        settings: SettingsResource,
+        compute: ComputeResource,
+        make: Callable[[Settings], Outcome] | None = None,
     ) -> Iterator[dg.MaterializeResult[Any]]:
-        """Make the one artifact of the asset and report its checks; blocking ones stop what follows."""
+        """Make the one artifact of the asset and report its checks; blocking ones stop what follows.
+
+        Args:
+            context: of the run.
+            settings: where to read them.
+            compute: what runs the stage.
+            make: makes the artifact where that is more than one call of the stage.
+        """
         tree = _load(context, settings)
         ran: Mapping[str, Any] = {}
         try:
-            (outcome,) = self._run(context, compute, tree, [""])
+            if make is None:
+                (outcome,) = self._run(context, compute, tree, [""])
+            else:
+                outcome = make(tree)
             ran = outcome.metadata
             report = outcome.result()
             # What a person would rather look at stands first.

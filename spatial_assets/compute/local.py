@@ -22,7 +22,7 @@ from spatial_assets.compute.base import Outcome, Work
 from spatial_core.errors import SpatialError, StageFailed
 from spatial_core.jobs.pacing import PacedProgress
 from spatial_core.jobs.pipes import GRACE_S, failure_from
-from spatial_core.jobs.registry import StageCall, run_stage
+from spatial_core.jobs.registry import StageCall, run_stage, sharing_cores
 from spatial_core.report import Progress, Report, silent
 
 _POLL_S = 0.2
@@ -61,7 +61,8 @@ class ChildProcess:
         if not work.side_by_side:
             return one_after_another(lambda call: self.run(context, call), work)
         stop = threading.Event()
-        return _side_by_side(lambda call: self.run(context, call, stop), work, stop)
+        count = len(work.calls)
+        return _side_by_side(lambda call: self.run(context, sharing_cores(call, count), stop), work, stop)
 
     def run(self, context: dg.AssetExecutionContext, call: StageCall, stop: threading.Event | None = None) -> Report:
         """Run one stage to its end; raises what it raises, or `StageFailed` when it ended without saying why."""

@@ -262,3 +262,47 @@ def test_a_failed_blocking_check_holds_back_what_follows(daemon) -> None:
         )
     )
     assert daemon.decide() == {}
+
+
+def test_a_study_is_never_asked_for_and_holds_nothing_up(daemon) -> None:
+    arrive(daemon, "0201")
+    run_everything(daemon, daemon.decide())
+    requested = daemon.decide()
+    assert sorted(requested) == CHAIN, "training goes on without a study"
+    run_everything(daemon, requested)
+    daemon.made("merged_splits")
+    run_everything(daemon, daemon.decide())
+    assert [daemon.decide() for _ in range(2)] == [{}, {}]
+
+
+def test_a_new_study_trains_again(daemon) -> None:
+    all_made(daemon, "0201")
+    daemon.decide()
+    daemon.made("tuning_study")
+    assert sorted(daemon.decide()) == ["hf_model", "projector_checkpoint", "retrieval_report"]
+
+
+def test_a_study_that_is_under_way_holds_nothing_up_and_is_followed(daemon) -> None:
+    all_made(daemon, "0201")
+    daemon.made("tuning_study")
+    daemon.decide()
+    study = daemon.start(["tuning_study"])
+    daemon.made("merged_splits")
+    requested = daemon.decide()
+    assert sorted(requested) == ["hf_model", "projector_checkpoint", "retrieval_report"]
+    run_everything(daemon, requested)
+    assert daemon.decide() == {}
+    daemon.finish(study, {"tuning_study": [""]})
+    assert sorted(daemon.decide()) == ["hf_model", "projector_checkpoint", "retrieval_report"]
+
+
+def test_a_study_that_failed_its_check_is_not_trained_with(daemon) -> None:
+    all_made(daemon, "0201")
+    daemon.decide()
+    daemon.made("tuning_study")
+    daemon.instance.report_runless_asset_event(
+        dg.AssetCheckEvaluation(
+            asset_key=dg.AssetKey("tuning_study"), check_name="study_sound", passed=False, blocking=True
+        )
+    )
+    assert daemon.decide() == {}

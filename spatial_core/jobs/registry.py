@@ -48,7 +48,7 @@ STAGES: dict[str, Stage] = {
     "embed": Stage("spatial_core.street_view.embeddings:embed_tar", "1", ("tar", "intermediates", "output_dir")),
     "merge": Stage("spatial_core.street_view.splits:merge_splits", "1", ("embeddings_dir", "output_dir")),
     "difficulty": Stage(
-        "spatial_core.street_view.difficulty:compute_difficulty", "1", ("fingerprints_dir", "output_file")
+        "spatial_core.street_view.difficulty:compute_difficulty", "2", ("fingerprints_dir", "output_file")
     ),
     "train": Stage(
         "spatial_core.metric_learning.training:train_projector",

@@ -9,6 +9,9 @@ estimate, the result is not: every row that passes is a candidate, and a query w
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -38,7 +41,7 @@ class FlatPruned:
     concurrent = True
 
     def __init__(self, database: Matrix, metric: Metric, sample_rows: int = _SAMPLE_ROWS) -> None:
-        self._few = FlatFaiss(database, metric)
+        self._database: Matrix | None = database
         self._metric = metric
         self._count, self._dim = database.shape
         # A product with an added 1 and an added threshold is what tells, by its sign, who passes:
@@ -58,7 +61,7 @@ class FlatPruned:
         """As `Flat.fetch`; the rows that pass, at least `count` of them and usually twice as many."""
         place = self._place(count)
         if place >= len(self._sample):
-            return self._few.fetch(queries, count)
+            return self._by_faiss(queries, count)
         extended = np.ones((len(queries), self._dim + 2), np.float32)
         extended[:, : self._dim] = queries
         extended[:, self._dim + 1] = limits = self._thresholds(extended, place)
@@ -66,7 +69,22 @@ class FlatPruned:
         rows, found = self._passing(extended, most)
         candidates = Candidates(rows, limits + squared_lengths(queries) if self._metric == "l2" else limits)
         left = np.flatnonzero((found < count) | (found > most))
-        return _with(candidates, left, self._few.fetch(queries[left], count)) if len(left) else candidates
+        return _with(candidates, left, self._by_faiss(queries[left], count)) if len(left) else candidates
+
+    def part(self, ranges: Sequence[tuple[int, int]]) -> FlatPruned:
+        """The same over some ranges of rows, one behind the other; rows are counted from the first of them."""
+        part = copy.copy(self)
+        part._database = None
+        part._factors = np.concatenate([self._factors[first:last] for first, last in ranges])
+        part._count = len(part._factors)
+        part._sample = part._factors[::_SAMPLE_SHARE] if len(self._sample) else self._sample
+        return part
+
+    def _by_faiss(self, queries: Matrix, count: int) -> Candidates:
+        database = self._database
+        if database is None:  # dividing by -2 or -1 gives the vectors back to the last bit
+            database = self._factors[:, : self._dim] * np.float32(-0.5 if self._metric == "l2" else -1)
+        return FlatFaiss(database, self._metric).fetch(queries, min(count, self._count))
 
     def _place(self, count: int) -> int:
         """Rank in the sample that is beyond the `count`-th of all but for once in 10 000 queries or less."""

@@ -8,7 +8,7 @@ then the neighbours are the earlier pipeline's).
 An image with fewer neighbours than asked for has shorter lists, and one without any has empty ones (a data set of one
 building, or of buildings all nearer than the minimum distance); training then draws a random other building for it.
 
-Search is exact through faiss on a CPU and torch on a GPU, or approximate (`data.search`, or on a CPU beyond
+Search is exact through torch and faiss on a CPU and torch on a GPU, or approximate (`data.search`, or on a CPU beyond
 `data.search_exact_rows` images); the method and its measured recall are in the file's metadata.
 
 Memory: 150 bytes an image (its components, id and building), 30 bytes a building, about 0.6 GB for the lists of a row
@@ -41,7 +41,7 @@ from spatial_core.street_view.visual_neighbours import MARGIN, NeighbourFinder, 
 from spatial_core.street_view.visual_space import VisualSpace, project
 
 STAGE = "difficulty"
-CODE_VERSION = "1"
+CODE_VERSION = "2"
 _CONFIG = (
     "global.seed",
     "data.neighbors",

@@ -41,6 +41,8 @@ def collect_study(  # noqa: PLR0917 - a stage is called by name
     storage_file: Path,
     settings: Settings,
     progress: Progress = silent,
+    *,
+    started: float | None = None,
 ) -> Report:
     """Write down a study as it is in its database.
 
@@ -51,6 +53,7 @@ def collect_study(  # noqa: PLR0917 - a stage is called by name
         storage_file: file of mode 0600 with the URL of the study's database.
         settings: [tuning], and all that training uses: they name the study.
         progress: called once.
+        started: `time.perf_counter()` when the study was begun, where this ends it; default now.
 
     Returns:
         Report in trials, kept those completed; its artifact is `study.json`.
@@ -59,7 +62,7 @@ def collect_study(  # noqa: PLR0917 - a stage is called by name
         ConfigError: if the settings cannot be tuned.
         InputError: if an input is missing, or the database does not answer.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     plan = plan_study(merged_dir, difficulty, settings)
     artifact = output_dir / ARTIFACT
     with exclusive(artifact):
@@ -77,7 +80,12 @@ def collect_study(  # noqa: PLR0917 - a stage is called by name
             seconds=time.perf_counter() - started,
             unit="trials",
             details={name: record[name] for name in ("study", "metric", "best", "evaluation", "importances")}
-            | {"states": states, "wanted": plan.trials, "page": str(output_dir / PAGE)},
+            | {
+                "best_value": (record["best"] or {}).get("value"),
+                "states": states,
+                "wanted": plan.trials,
+                "page": str(output_dir / PAGE),
+            },
         )
         if _is_same(artifact, record) and (done := finished(artifact, plan.key)) is not None:
             return done

@@ -95,6 +95,7 @@ def conduct(call: StageCall, run_workers: RunWorkers, progress: Progress) -> Rep
     Raises:
         SpatialError: as `tune` does.
     """
+    started = time.perf_counter()
     settings, given = call.settings, {name: Path(value) for name, value in call.arguments.items()}
     merged_dir, difficulty, output_dir = given["merged_dir"], given["difficulty"], given["output_dir"]
     plan = plan_study(merged_dir, difficulty, settings)
@@ -110,7 +111,7 @@ def conduct(call: StageCall, run_workers: RunWorkers, progress: Progress) -> Rep
                 calls = {name: StageCall("tune-worker", {**arguments, "worker": name}, settings) for name in names}
                 with _watched(study, plan, progress):
                     failures.update(run_workers(calls))
-            return collect_study(merged_dir, difficulty, output_dir, database, settings, progress)
+            return collect_study(merged_dir, difficulty, output_dir, database, settings, progress, started=started)
 
 
 def rounds(study: Study, plan: Plan, failures: Mapping[str, str]) -> Iterator[list[str]]:

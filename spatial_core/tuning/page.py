@@ -12,7 +12,10 @@ from spatial_core.evaluation import svg
 from spatial_core.retrieval.bootstrap import Estimate
 
 # In the page's colours; only the points of single trials are new.
-_STYLE = "<style>svg .points .curve{display:none}svg .faint .curve{stroke-width:1;stroke-opacity:.5}</style>"
+_STYLE = (
+    "<style>svg .points .curve,svg .backbone .dot{display:none}svg .faint .curve{stroke-width:1;stroke-opacity:.5}"
+    "</style>"
+)
 _PICTURE_STYLE = (
     "svg{background:#fff;font-family:system-ui,sans-serif}text{font-size:12px;fill:#171a1f}.faint{fill:#626a75}"
     ".rule{stroke:#e4e5e1}.axis{stroke:#626a75;stroke-opacity:.55}.curve{fill:none;stroke:currentColor;stroke-width:2.2}"
@@ -28,7 +31,7 @@ _CURVES = 60
 
 def render_page(record: Mapping[str, Any]) -> str:
     """The page of a study; the same bytes for the same record."""
-    sections = [_STYLE, _header(record), _history(record), _curves(record), _importances(record), _table(record)]
+    sections = [_STYLE, _header(record), _search(record), _importances(record), _table(record)]
     template = files("spatial_core.evaluation").joinpath("page.html").read_text(encoding="utf-8")
     content = "\n".join([*sections, _footer(record)])
     return template.replace("<title>Retrieval report</title>", "<title>Tuning study</title>").replace(
@@ -88,17 +91,27 @@ def _history_chart(record: Mapping[str, Any]) -> str:
             lines.append(svg.Line(css, _NAMES[css], points))
     best: list[tuple[float, float]] = []
     for trial in valued:
-        if trial["state"] == "complete":
-            best.append((float(trial["number"]), max(trial["value"], best[-1][1] if best else 0.0)))
+        if trial["state"] == "complete" and (not best or trial["value"] > best[-1][1]):
+            if best:
+                best.append((float(trial["number"]), best[-1][1]))
+            best.append((float(trial["number"]), trial["value"]))
     if best:
+        best.append((float(valued[-1]["number"]), best[-1][1]))
         lines.insert(0, svg.Line("backbone", _NAMES["backbone"], best))
     return svg.line_chart(lines, "objective by trial", x_label="trial")
 
 
-def _history(record: Mapping[str, Any]) -> str:
+def _search(record: Mapping[str, Any]) -> str:
     names = "".join(f'<span class="{css}"><i>{name}</i></span>' for css, name in _NAMES.items())
-    note = "A trial that was ended early stands where it was ended."
-    return _section("The search", note, f'<div class="legend">{names}</div>{_card(_history_chart(record))}')
+    metric = escape(record["metric"])
+    cards = [
+        ("By trial", f"Best validation {metric}; a trial that was ended early stands where it was ended.",
+         f'{_history_chart(record)}<div class="legend lines">{names}</div>'),
+        ("By epoch", f"Validation {metric} of each trial, the best one in colour; hover over a mark for its trial.",
+         _curves(record)),
+    ]  # fmt: skip
+    body = "".join(_card(f'<h3>{title}</h3><p class="note">{note}</p>{chart}') for title, note, chart in cards)
+    return _section("The search", "", f'<div class="grid">{body}</div>')
 
 
 def _curves(record: Mapping[str, Any]) -> str:
@@ -110,8 +123,7 @@ def _curves(record: Mapping[str, Any]) -> str:
         if points:
             lines.append(svg.Line(css, f"trial {trial['number']}, {trial['state']}", points))
     lines.sort(key=lambda line: line.css == "projector")
-    note = f"Validation {escape(record['metric'])} by epoch, the best trial in colour; hover over a mark for its trial."
-    return _section("The trials", note, _card(svg.line_chart(lines, "objective by epoch", x_label="epoch")))
+    return svg.line_chart(lines, "objective by epoch", x_label="epoch")
 
 
 def _importances(record: Mapping[str, Any]) -> str:
@@ -153,7 +165,7 @@ def _section(title: str, note: str, body: str) -> str:
 
 
 def _card(body: str) -> str:
-    return f'<div class="card">{body or "Nothing to draw yet."}</div>'
+    return f'<div class="card">{body}</div>'
 
 
 def _footer(record: Mapping[str, Any]) -> str:

@@ -25,7 +25,8 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -38,6 +39,8 @@ from spatial_core.storage.hardware import usable_cores
 
 RESULTS = Path(__file__).parent / "results"
 _SAMPLE_S = 0.02
+# Meant for the BLAS of some library, they reach every OpenBLAS of a process and can make a current one slower.
+_BLAS_OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,8 @@ def measure(contender: Contender) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_contend, args=(there, contender))
-    process.start()
+    with _without(_BLAS_OVERRIDES):
+        process.start()
     there.close()
     peak = 0
     while not here.poll(_SAMPLE_S) and process.is_alive():
@@ -190,6 +194,16 @@ def measure(contender: Contender) -> dict[str, Any]:
     # stands in when the work was over before the first sample.
     outcome["peak_mb"] = (peak or outcome.pop("high_water_bytes")) / 1e6
     return outcome
+
+
+@contextmanager
+def _without(names: Sequence[str]) -> Iterator[None]:
+    """The environment without some variables, which children started inside the block do not inherit."""
+    held = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(held)
 
 
 def _contend(channel: Connection, contender: Contender) -> None:
@@ -257,9 +271,20 @@ def _cost(samples: Sequence[Mapping[str, Any]], items: int) -> Cost:
     )
 
 
+def cpu_model() -> str:
+    """The processor as the kernel names it, and what of it decides how fast bf16 products are."""
+    pairs = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
+    fields = {name.strip(): value.strip() for name, value in pairs}
+    flags = fields.get("flags", "").split()
+    bf16 = [name for name in ("avx512_bf16", "amx_bf16") if name in flags]
+    return f"{fields.get('model name', platform.machine())} ({', '.join(bf16) or 'no bf16 products'})"
+
+
 def table(rows: Sequence[Row]) -> Table:
     """The rows as a printable table."""
-    shown = Table(title=f"ours beside the reference method, {usable_cores()} cores")
+    shown = Table(title=f"ours beside the reference method, {usable_cores()} cores of {cpu_model()}")
+    if overrides := [name for name in _BLAS_OVERRIDES if name in os.environ]:
+        shown.caption = f"run without {' and '.join(overrides)}, which this environment sets"
     for name in ("stage", "unit"):
         shown.add_column(name)
     for name in ("ours /s", "reference /s", "ratio", "per CPU s", "target", "ours MB", "reference MB"):
@@ -285,7 +310,13 @@ def save(rows: Sequence[Row], name: str) -> Path:
     """Write `results/<name>.json`; returns its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    machine = {"cores": usable_cores(), "machine": platform.machine(), "python": platform.python_version()}
+    machine = {
+        "cores": usable_cores(),
+        "cpu": cpu_model(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "left_out_of_the_environment": [name for name in _BLAS_OVERRIDES if name in os.environ],
+    }
     path.write_text(json.dumps({"machine": machine, "rows": [row.to_json() for row in rows]}, indent=2, default=str))
     return path
 

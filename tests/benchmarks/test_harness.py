@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from functools import partial
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from benchmarks import harness, ingest
 from benchmarks.harness import Prepared, Row, compare, measure, save, table
@@ -40,6 +42,24 @@ def test_cpu_memory_and_figures_of_a_contender() -> None:
     assert busy["wall_s"] >= 0.25
     assert busy["figures"] == {"burnt": 0.3}
     assert 150 < measure(partial(hold, 150))["peak_mb"] < 300
+
+
+def told(name: str) -> dict[str, str | None]:
+    return {"value": os.environ.get(name)}
+
+
+def test_variables_that_steer_a_blas_do_not_reach_contenders(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.setenv("OTHER", "kept")
+    assert measure(partial(told, "OPENBLAS_CORETYPE"))["figures"] == {"value": None}
+    assert measure(partial(told, "OTHER"))["figures"] == {"value": "kept"}
+    assert os.environ["OPENBLAS_CORETYPE"] == "Haswell"
+    Console(width=200).print(table([]))
+    assert "run without OPENBLAS_CORETYPE" in capsys.readouterr().out
+    assert json.loads(save([], "none").read_text())["machine"]["left_out_of_the_environment"] == ["OPENBLAS_CORETYPE"]
 
 
 def test_preparation_is_not_timed() -> None:

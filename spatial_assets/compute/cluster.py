@@ -11,8 +11,8 @@ import dagster as dg
 
 from spatial_assets.compute.accounting import job_metadata
 from spatial_assets.compute.base import Outcome, Work
+from spatial_core.cluster.building import ready_python
 from spatial_core.cluster.engine import Engine
-from spatial_core.cluster.environment import node_python
 from spatial_core.cluster.ledger import SubmissionRecord
 from spatial_core.cluster.scheduler import Scheduler
 from spatial_core.cluster.transport import transport_for
@@ -82,11 +82,16 @@ class Follower:
 def engine_for(
     context: dg.AssetExecutionContext, asset: str, settings: Settings, follower: Follower, **how: Any
 ) -> Engine:
-    """The engine for the calls of one asset in a run; `how` are further arguments of the engine."""
+    """The engine for the calls of one asset in a run; `how` are further arguments of the engine.
+
+    Raises:
+        ClusterError: if the interpreter for jobs does not have the code of this process, and cannot be made.
+    """
     scheduler = scheduler_for(settings, lambda text: follower.log(logging.WARNING, text))
+    python = ready_python(settings, scheduler, lambda text: follower.log(logging.INFO, text))
     return Engine(
         settings, asset, scheduler, follower,
-        python=node_python(settings), run_id=context.run.run_id, job_name=context.run.job_name, **how,
+        python=python, run_id=context.run.run_id, job_name=context.run.job_name, **how,
     )  # fmt: skip
 
 

@@ -69,6 +69,20 @@ class Look:
         return self.queue_silent or self.accounting_silent
 
 
+@dataclass(frozen=True)
+class Ran:
+    """How a command ended beside the scheduler: exit code (127: not there, 124: no answer) and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def said(self) -> str:
+        """Its own words about a failure, one line."""
+        return " ".join((self.err or self.out).split()) or f"exit code {self.code}"
+
+
 class Scheduler:
     """A cluster's scheduler.
 
@@ -196,6 +210,16 @@ class Scheduler:
     def tails(self, files: Mapping[str, str], size: int = 2000) -> dict[str, str]:
         """The last bytes of files beside the scheduler, of those that exist."""
         return dict(self._transport.ask({"do": "tail", "files": dict(files), "bytes": size})["tails"])
+
+    def run(self, *argv: str, text: str | None = None) -> Ran:
+        """Run one command of less than a minute beside the scheduler.
+
+        Args:
+            argv: the command.
+            text: for its standard input.
+        """
+        answer = self._transport.ask({"do": "run", "argv": list(argv), "text": text})
+        return Ran(answer["code"], answer["out"], answer["err"])
 
     def remove(self, folder: str, inside: str) -> None:
         """Delete a job folder.

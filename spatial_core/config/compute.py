@@ -91,6 +91,10 @@ class ComputeSection(Section):
         "default: the environment Dagster runs in, which the nodes must see"
     )  # fmt: skip
     base_python: Path = Field(Path("python3"), description="interpreter a managed environment is built with")
+    build_on: Literal["login", "node"] = Field(
+        "login", description="where a managed environment is built: on the login node, which is likelier to have the "
+        "network pip needs, or in a job"
+    )  # fmt: skip
     project_dir: Path | None = Field(None, description="checkout a managed environment is built from; default this one")
     pip_options: tuple[str, ...] = Field((), description="further options of pip when an environment is built")
     setup: tuple[str, ...] = Field((), description="shell lines before the job's command, such as 'module load cuda'")

@@ -83,6 +83,27 @@ DIFFICULTY = pa.schema(
     ]
 )
 
+CLUSTER_USAGE = pa.schema(
+    [
+        column("asset", pa.string(), "asset the job was for"),
+        column("partition_key", pa.string(), "partition key; empty for an asset without partitions"),
+        column("job", pa.string(), "job id, with _N for task N of an array"),
+        column("state", pa.string(), "how it ended, as accounting says; VANISHED when accounting knows nothing"),
+        column("node", pa.string(), "node or nodes it ran on; empty when it never started"),
+        column("partition", pa.string(), "partition of the cluster"),
+        column("start", pa.timestamp("ms"), "when it started, local time of the cluster", nullable=True),
+        column("end", pa.timestamp("ms"), "when it ended, local time of the cluster", nullable=True),
+        column("elapsed_s", pa.int64(), "seconds it ran"),
+        column("cpu_s", pa.float64(), "seconds of processor time it used", nullable=True),
+        column("core_s", pa.int64(), "core seconds that were allocated to it"),
+        column("gpu_s", pa.int64(), "GPU seconds that were allocated to it"),
+        column("memory_mb", pa.float64(), "peak resident memory, MiB", nullable=True),
+        column("memory_asked_mb", pa.float64(), "memory asked for, MiB", nullable=True),
+        column("gpu_utilisation", pa.float64(), "mean GPU utilisation that the job measured, 0 to 1", nullable=True),
+        column("cost", pa.float64(), "at the prices of the settings when it ended"),
+    ]
+)
+
 
 def fingerprints(image_size: int) -> pa.Schema:
     """Intermediates plus `fingerprint`: image_size^2 x RGB uint8, row-major H x W x C."""

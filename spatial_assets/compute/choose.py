@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from spatial_assets.compute.base import Runner, Work
 from spatial_assets.compute.local import ChildProcess, InProcess
+from spatial_core.lake.catalogue import CATALOGUE
 
 
 def choose_runner(work: Work) -> Runner:
     """The runner of all calls of one asset, which share their settings."""
     compute = next(iter(work.calls.values())).settings.compute
-    if compute.profile != "local" and work.asset not in compute.local_assets:
+    kind = CATALOGUE.get(work.asset)
+    here = work.asset in compute.local_assets or (kind is not None and kind.here)
+    if compute.profile != "local" and not here:
         from spatial_assets.compute.cluster import JobArray, SingleJob
 
         return SingleJob() if len(work.calls) == 1 else JobArray()

@@ -54,6 +54,8 @@ def rendered(settings: Settings, asset: str, keys: list[str]) -> Submission:
         raise ConfigError(
             f"no stage makes {asset!r}; there are {', '.join(n for n, k in CATALOGUE.items() if k.stage)}"
         )
+    if kind.here:
+        raise ConfigError(f"{asset} is made on this machine, whatever compute.profile says; nothing is submitted")
     if kind.partition is None and keys:
         raise ConfigError(f"{asset} has no partitions, so --partition {keys[0]} names nothing")
     if kind.partition is not None and not keys:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
-from spatial_core.cli import cluster, cluster_check, report_page, stages, stats, tuning, views
+from spatial_core.cli import cluster, cluster_check, cluster_usage, report_page, stages, stats, tuning, views
 from spatial_core.cli.app import app
 from spatial_core.cli.session import STDERR
 from spatial_core.errors import ConfigError, SpatialError
 
 # Importing the modules registers their commands; naming them here keeps the order of `spatial --help`.
-COMMANDS = (stages, tuning, views, stats, report_page, cluster, cluster_check)
+COMMANDS = (stages, tuning, views, stats, report_page, cluster, cluster_check, cluster_usage)
 
 
 def main() -> None:

@@ -66,7 +66,7 @@ def sql(
     """Query the lake with DuckDB: every artifact is a view, vectors included.
 
     Views: intermediates, rejects, tar_statistics, fingerprints, backbone_embeddings, train, val, test, merged_splits,
-    difficulty_metadata, tuning_trials, final_embeddings, drop_rejects, building_embeddings, artifacts.
+    difficulty_metadata, tuning_trials, final_embeddings, drop_rejects, building_embeddings, cluster_usage, artifacts.
     """
     from spatial_core.lake.sql import query_lake, write_result
 

@@ -48,6 +48,7 @@ class PathsSection(Section):
     drops_dir: Path | None = Field(None, description="watched folder of parquet files of new images")
     final_embeddings_dir: Path | None = Field(None, description="one folder of per-image vectors a drop")
     building_embeddings_dir: Path | None = Field(None, description="one parquet of per-building vectors a drop")
+    cluster_usage_path: Path | None = Field(None, description="what every cluster job used and cost")
 
 
 class ProcessTarSection(Section):

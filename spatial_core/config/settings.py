@@ -58,6 +58,7 @@ _LAKE = {
     "drops_dir": "drops",
     "final_embeddings_dir": "final_embeddings",
     "building_embeddings_dir": "building_embeddings",
+    "cluster_usage_path": "usage/cluster_usage.parquet",
 }
 
 
@@ -81,6 +82,8 @@ class ResolvedPaths(BaseModel):
     drops_dir: Path
     final_embeddings_dir: Path
     building_embeddings_dir: Path
+    cluster_usage_path: Path
+    jobs_dir: Path
 
 
 class Settings(BaseModel):
@@ -122,13 +125,14 @@ class Settings(BaseModel):
             for name, default in _LAKE.items()
         }
         log_dir = data_dir / "logs" if self.global_.log_dir is None else self.absolute(self.global_.log_dir)
-        return ResolvedPaths(data_dir=data_dir, log_dir=log_dir, **resolved)
+        named = self.compute.work_dir
+        jobs_dir = data_dir / "jobs" if named is None else self.absolute(named)
+        return ResolvedPaths(data_dir=data_dir, log_dir=log_dir, jobs_dir=jobs_dir, **resolved)
 
     @property
     def jobs_dir(self) -> Path:
         """Folder of cluster jobs, the same path here and on the nodes."""
-        named = self.compute.work_dir
-        return self.locations.data_dir / "jobs" if named is None else self.absolute(named)
+        return self.locations.jobs_dir
 
     @property
     def head(self) -> s.TrainingModelSection:

@@ -79,6 +79,7 @@ STAGES: dict[str, Stage] = {
     ),
     "embed-new": Stage("spatial_core.inference.embed_new:embed_parquet", "1", ("input", "output_dir"), ("model",)),
     "pool-buildings": Stage("spatial_core.inference.pooling:pool_buildings", "1", ("embeddings_dir", "output_file")),
+    "usage": Stage("spatial_core.cluster.usage:collect_usage", "1", ("usage_file", "output_file")),
     "demo-data": Stage("spatial_core.demo.city:write_city", "1", ("output_dir",)),
 }
 

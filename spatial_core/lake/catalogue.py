@@ -50,6 +50,7 @@ class ArtifactKind:
         locate: (locations, partition key or "") -> path of the artifact.
         arguments: (locations, partition key or "") -> path arguments of the stage.
         on_demand: made when a person asks for it, and not missed until then.
+        here: made on the machine that asks for it, wherever the settings have other stages run.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ArtifactKind:
     locate: Callable[[ResolvedPaths, str], Path]
     arguments: Callable[[ResolvedPaths, str], Mapping[str, Path]] = _none
     on_demand: bool = False
+    here: bool = False
 
     def path(self, locations: ResolvedPaths, key: str = "") -> Path:
         """Where the artifact of a partition lies."""
@@ -191,6 +193,16 @@ _KINDS = (
             "embeddings_dir": at.final_embeddings_dir / key,
             "output_file": at.building_embeddings_dir / f"{key}.parquet",
         },
+    ),
+    ArtifactKind(
+        "cluster_usage",
+        "usage",
+        None,
+        (),
+        lambda at, _: at.cluster_usage_path,
+        lambda at, _: {"usage_file": at.jobs_dir / "usage.jsonl", "output_file": at.cluster_usage_path},
+        on_demand=True,
+        here=True,
     ),
 )
 CATALOGUE: dict[str, ArtifactKind] = {kind.name: kind for kind in _KINDS}

@@ -65,6 +65,8 @@ def view_queries(settings: Settings) -> dict[str, str]:
         columns = f"{{study: 'VARCHAR', trials: '{_sql_type(pa.struct(schemas.TRIALS))}[]'}}"
         trials = f"select study, unnest(trials) as trial from read_json({quoted(str(study))}, columns = {columns})"
         views["tuning_trials"] = f"select study, trial.* from ({trials})"
+    if at.cluster_usage_path.is_file():
+        views["cluster_usage"] = f"select * from read_parquet({quoted(str(at.cluster_usage_path))})"
     views.update(_drop_views(settings))
     manifests = sorted(
         path

@@ -270,6 +270,24 @@ def buildings_sound(path: Path) -> CheckOutcome:
     return judge("buildings_sound", faults, f"{rows} buildings", rows=rows)
 
 
+def usage_sound(path: Path) -> CheckOutcome:
+    """Schema, every job once, none that ended before it started, a cost for each."""
+    schemas.require(open_parquet(path).schema_arrow, schemas.CLUSTER_USAGE, str(path))
+    found = _row(
+        "select count(*) as jobs, count(distinct (job, start)) as distinct_jobs, "
+        'count(*) filter ("end" < start) as backwards, count(*) filter (isnan(cost) or cost < 0) as priceless '
+        f"from {_table(path)}"
+    )
+    faults = []
+    if found["distinct_jobs"] != found["jobs"]:
+        faults.append(f"{found['jobs'] - found['distinct_jobs']} jobs are listed twice")
+    if found["backwards"]:
+        faults.append(f"{found['backwards']} jobs ended before they started")
+    if found["priceless"]:
+        faults.append(f"{found['priceless']} jobs have no cost")
+    return judge("usage_sound", faults, f"{found['jobs']} jobs", **found)
+
+
 def artifact_intact(path: Path, name: str) -> CheckOutcome:
     """Every byte of a folder or file as its manifest recorded it."""
     try:

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import spatial_assets
+import spatial_core
 from spatial_assets.definitions import defs
 from spatial_assets.instigators import LOCATION, REPOSITORY
 from spatial_core.jobs.registry import STAGES
@@ -86,7 +87,7 @@ def test_assets_and_catalogue_name_the_same_things(specs: dict[str, dg.AssetSpec
 @pytest.mark.parametrize("name", list(CATALOGUE))
 def test_every_asset_says_what_it_is(specs: dict[str, dg.AssetSpec], name: str) -> None:
     spec = specs[name]
-    assert spec.group_name in {"street_view", "projector", "publishing"}
+    assert spec.group_name in {"street_view", "projector", "publishing", "operations"}
     assert spec.kinds
     assert spec.owners
     assert spec.description is not None
@@ -167,6 +168,20 @@ def test_no_asset_knows_where_it_runs() -> None:
             assert word not in text, f"{path.name} mentions {word}"
 
 
+@pytest.mark.parametrize(
+    "package",
+    ["street_view", "metric_learning", "evaluation", "publishing", "inference", "backbones", "retrieval", "images"],
+)
+def test_no_stage_knows_where_it_runs(package: str) -> None:
+    """Neither that there is a scheduler, nor that somebody else asks."""
+    modules = list((Path(spatial_core.__file__).parent / package).rglob("*.py"))
+    assert modules
+    for path in modules:
+        text = path.read_text().lower()
+        for word in ("slurm", "sbatch", "dagster", "pipes_"):
+            assert word not in text, f"{path.name} mentions {word}"
+
+
 def test_workspace_names_the_location_whose_cursors_we_keep() -> None:
     (entry,) = yaml.safe_load((ROOT / "workspace.yaml").read_text())["load_from"]
     assert entry["python_module"]["location_name"] == LOCATION
@@ -198,4 +213,5 @@ def test_pools_of_the_assets_are_the_documented_ones(definitions: dg.Definitions
     assert documented is not None
     assert used == set(documented.group(1).split(", "))
     for name, entry in record.items():
-        assert len(entry["pools"]) == (1 if CATALOGUE[name].stage else 0), name
+        # What takes a moment needs no pool, and must not wait for one that a run holds for hours.
+        assert len(entry["pools"]) == (1 if CATALOGUE[name].stage and entry["group"] != "operations" else 0), name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spatial_core.cluster.resources import DEFAULTS, Resources, limit_seconds, megabytes, resources_for
-from spatial_core.config.settings import Settings
+from spatial_core.config.settings import Settings, load_settings
 from spatial_core.errors import ConfigError
 from spatial_core.lake.catalogue import CATALOGUE
 
@@ -42,7 +44,18 @@ def test_defaults_are_those_of_the_earlier_jobs(asset: str) -> None:
 
 
 def test_every_asset_that_a_stage_makes_has_resources() -> None:
-    assert {kind.name for kind in CATALOGUE.values() if kind.stage} <= set(DEFAULTS)
+    assert {kind.name for kind in CATALOGUE.values() if kind.stage and not kind.here} <= set(DEFAULTS)
+
+
+def test_the_cluster_profile_spells_out_the_defaults() -> None:
+    """What is written there to be changed is what counts when it is left out."""
+    settings = load_settings(Path(__file__).parents[3] / "config.cluster.toml", environ={})
+    assert settings.compute.profile == "slurm_login"
+    for asset in settings.compute.resources:
+        found, default = resources_for(settings.compute, asset), resources_for(compute(max_parallel=50), asset)
+        assert limit_seconds(found.time_limit) == limit_seconds(default.time_limit)
+        assert replace(found, time_limit="1") == replace(default, time_limit="1"), asset
+    assert set(settings.compute.resources) == set(DEFAULTS)
 
 
 def test_settings_are_laid_over_the_defaults() -> None:

@@ -7,7 +7,6 @@ What this adds to `dagster dev` is only impatience: it waits for no tick and run
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from spatial_assets.compute.base import Outcome, Work
 from spatial_assets.compute.local import InProcess
 from spatial_assets.defs.resources import ComputeResource, SettingsResource
 from spatial_assets.instigators import remember_cursor, remembered_cursor
+from spatial_assets.lost_runs import end_lost_runs
 from spatial_assets.partitions import RANGE_TAGS
 from spatial_core.errors import ArtifactBusy, InputError, StageFailed
 from spatial_core.lake.catalogue import CATALOGUE
@@ -28,7 +28,6 @@ from spatial_core.storage.watch import WatchState
 
 WATCHING_SENSORS = ("raw_tars_sensor", "packaged_images_sensor")
 LOCATION_TAGS = {".dagster/repository": "__repository__@spatial_assets"}
-_DRIVER_TAG = "spatial/driver_pid"
 _MAX_TICKS = 5
 # Events go to the instance all the same; on the terminal they would bury what the caller shows.
 _QUIET_CONSOLE = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
@@ -149,10 +148,11 @@ class _Drive:
         self.settings_resource = SettingsResource(config_file="" if settings_path is None else str(settings_path))
         self.settings = self.settings_resource.load()
         self.definitions = definitions_with(settings=self.settings_resource, compute=self.compute)
-        self.tags = {**LOCATION_TAGS, _DRIVER_TAG: str(os.getpid())}
+        self.tags = LOCATION_TAGS
 
     def run(self) -> list[AssetOutcome]:
-        self._end_lost_runs()
+        # A driver that was killed left a run in progress, which keeps its pools.
+        end_lost_runs(self.instance)
         for name in WATCHING_SENSORS:
             self._register(name)
         if not self.instance.get_dynamic_partitions("tar"):
@@ -165,14 +165,6 @@ class _Drive:
             instance=self.instance, tags=self.tags, run_config=_QUIET_CONSOLE, raise_on_error=False
         )
         return self.compute.outcomes
-
-    def _end_lost_runs(self) -> None:
-        """Close runs of a driver that was killed: they would be in progress for ever and keep their pools."""
-        for run in self.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
-            pid = run.tags.get(_DRIVER_TAG, "")
-            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
-                self.instance.report_run_failed(run, "the process that drove this run is gone")
-                self.instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
 
     def _register(self, name: str) -> None:
         """Tick a sensor until nothing is arriving any more, applying each result as the daemon does."""

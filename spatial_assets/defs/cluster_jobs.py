@@ -17,6 +17,7 @@ from spatial_core.lake.catalogue import CATALOGUE
 
 _TERMINATED = {dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED}
 _RETRY_OF = "dagster/parent_run_id"
+_WILL_RETRY = "dagster/will_retry"
 
 
 # One run has one kind of partition, so there is a job for each. They are for the sensor alone.
@@ -55,7 +56,7 @@ def cluster_jobs(context: dg.SensorEvaluationContext, settings: SettingsResource
         run = context.instance.get_run_by_id(submission.run_id)
         if run is not None and run.status in _TERMINATED and run.is_finished:
             _cancel(context, tree, ledger, submission)
-        elif run is not None and (not run.is_finished or _retried(context.instance, run.run_id)):
+        elif run is not None and (not run.is_finished or _retried(context.instance, run)):
             continue
         else:
             left.append(str(submission.job or submission.name))
@@ -66,10 +67,12 @@ def cluster_jobs(context: dg.SensorEvaluationContext, settings: SettingsResource
     return dg.SensorResult(run_requests=requests)
 
 
-def _retried(instance: dg.DagsterInstance, run_id: str) -> bool:
-    """Whether Dagster itself has started the run again: the new run follows the jobs."""
-    retries = instance.get_runs(dg.RunsFilter(tags={_RETRY_OF: run_id}))
-    return any(not run.is_finished for run in retries)
+def _retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
+    """Whether Dagster itself starts the run again, or has: the new run follows the jobs."""
+    retries = instance.get_runs(dg.RunsFilter(tags={_RETRY_OF: run.run_id}))
+    if not retries:
+        return run.tags.get(_WILL_RETRY) == "true"
+    return any(not retry.is_finished for retry in retries)
 
 
 def _requests(

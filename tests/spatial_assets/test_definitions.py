@@ -129,7 +129,7 @@ def test_every_artifact_is_checked(definitions: dg.Definitions) -> None:
 def test_sensors_and_schedules_run_from_the_first_start(definitions: dg.Definitions) -> None:
     repository = definitions.get_repository_def()
     sensors = {sensor.name: sensor for sensor in repository.sensor_defs}
-    assert set(sensors) == {"raw_tars_sensor", "packaged_images_sensor", "automation", "cluster_jobs"}
+    assert set(sensors) == {"raw_tars_sensor", "packaged_images_sensor", "automation", "cluster_jobs", "lost_runs"}
     assert {sensor.default_status for sensor in sensors.values()} == {dg.DefaultSensorStatus.RUNNING}
     assert {schedule.default_status for schedule in repository.schedule_defs} == {dg.DefaultScheduleStatus.RUNNING}
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ import pytest
 from spatial_assets.definitions import defs
 from spatial_assets.drive import DriveEvent, drive
 from spatial_assets.instigators import remember_cursor, remembered_cursor
+from spatial_assets.lost_runs import WORKER_TAG, mark_worker
 from spatial_core.errors import InputError, StageFailed
 from spatial_core.lake.catalogue import CATALOGUE
 from spatial_core.lake.status import lake_status
@@ -89,20 +90,21 @@ def test_runs_of_a_killed_driver_are_closed(lake, disk_instance: dg.DagsterInsta
     """Otherwise they would count as in progress for ever and keep their places in the pools."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    mine = {"spatial/driver_pid": str(os.getpid())}
-    lost = {"spatial/driver_pid": str(process.pid)}
+    lost = {WORKER_TAG: f"{socket.gethostname()}/{process.pid}/then"}
+    elsewhere = {WORKER_TAG: f"not-{socket.gethostname()}/{process.pid}/then"}
     runs = {}
-    for name, tags in (("mine", mine), ("lost", lost), ("daemon's", {})):
+    for name, tags in (("mine", {}), ("lost", lost), ("elsewhere", elsewhere), ("unmarked", {})):
         runs[name] = disk_instance.create_run_for_job(
             job_def=defs().resolve_implicit_global_asset_job_def(), tags=tags, status=dg.DagsterRunStatus.STARTED
         )
+    mark_worker(disk_instance, runs["mine"])
     storage = disk_instance.event_log_storage
     storage.initialize_concurrency_limit_to_default("gpu")
     assert storage.claim_concurrency_slot("gpu", runs["lost"].run_id, "step").is_claimed
     with pytest.raises(InputError):
         drive(lake.config, disk_instance, settle_s=0)
     status = {name: disk_instance.get_run_by_id(run.run_id).status.value for name, run in runs.items()}
-    assert status == {"mine": "STARTED", "lost": "FAILURE", "daemon's": "STARTED"}
+    assert status == {"mine": "STARTED", "lost": "FAILURE", "elsewhere": "STARTED", "unmarked": "STARTED"}
     assert storage.claim_concurrency_slot("gpu", runs["mine"].run_id, "step").is_claimed
 
 

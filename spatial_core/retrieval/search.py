@@ -4,7 +4,8 @@ A few more candidates than asked for are found by matrix products, scored anew f
 score, then row. The rounding error of the products is bounded, so a query whose last candidate is too close to its
 k-th neighbour for that bound (many equal vectors, say) is noticed, and searched again among all rows in question.
 
-Memory: the database, 8 bytes for each of its rows, and for a block of queries about 40 bytes a candidate.
+Memory: the database, on a CPU a copy of it with two more columns, 8 bytes for each of its rows, and for a block of
+queries about 40 bytes a candidate and 32 MB of products a thread.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ building, or of buildings all nearer than the minimum distance); training then d
 Search is exact through torch and faiss on a CPU and torch on a GPU, or approximate (`data.search`, or on a CPU beyond
 `data.search_exact_rows` images); the method and its measured recall are in the file's metadata.
 
-Memory: 150 bytes an image (its components, id and building), 30 bytes a building, about 0.6 GB for the lists of a row
-group on their way into the file, and as much again where lists are few enough to be kept after calibration.
+Memory: 290 bytes an image (its components twice, id and building), 30 bytes a building, about 0.6 GB for the lists of a
+row group on their way into the file, and as much again where lists are few enough to be kept after calibration.
 """
 
 from __future__ import annotations

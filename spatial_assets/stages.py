@@ -16,6 +16,7 @@ import dagster as dg
 from spatial_assets.automation import unchanged_tag
 from spatial_assets.compute.base import Outcome, Work, one_line
 from spatial_assets.defs.resources import ComputeResource, SettingsResource
+from spatial_assets.lost_runs import mark_worker
 from spatial_assets.metadata import artifact_sha256, check_metadata, check_result, materialization_metadata
 from spatial_assets.patience import outlasting_others
 from spatial_core.config.settings import Settings
@@ -82,6 +83,7 @@ class StageAsset:
 
         One bad key does not cost the others: those that were made are recorded, and the failure names the rest.
         """
+        mark_worker(context.instance, context.run)
         tree = _load(context, settings)
         made: dict[str, Mapping[str, Any]] = {}
         failed: dict[str, str] = {}
@@ -126,6 +128,7 @@ class StageAsset:
             compute: what runs the stage.
             make: makes the artifact where that is more than one call of the stage.
         """
+        mark_worker(context.instance, context.run)
         tree = _load(context, settings)
         ran: Mapping[str, Any] = {}
         try:

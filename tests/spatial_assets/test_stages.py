@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import tarfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +16,7 @@ from spatial_assets import patience
 from spatial_assets.automation import unchanged_tag
 from spatial_assets.definitions import definitions_with
 from spatial_assets.defs.resources import SettingsResource
+from spatial_assets.lost_runs import WORKER_TAG
 from spatial_core.config.settings import Settings
 from spatial_core.jobs.registry import StageCall, run_stage
 from spatial_core.storage.atomic import exclusive
@@ -92,6 +94,13 @@ def test_one_key_reports_everything_about_its_artifact(lake, raw, instance) -> N
     assert metadata["buildings"].value == manifest["report"]["details"]["buildings"]
     assert 0 < metadata["distance_mean_m"].value < 100
     assert metadata["repeated_images"].value == 0
+
+
+def test_a_run_says_which_process_executes_it(lake, raw, instance) -> None:
+    """By that, a run whose process is gone is told from one that takes long."""
+    result = run(lake, instance, ["intermediates"], ["0901"])
+    worker = instance.get_run_by_id(result.run_id).tags[WORKER_TAG]
+    assert worker.split("/")[:2] == [socket.gethostname(), str(os.getpid())]
 
 
 def test_a_range_reports_each_key_its_own_figures(lake, raw, instance) -> None:

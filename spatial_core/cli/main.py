@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
-from spatial_core.cli import cluster, cluster_check, cluster_usage, report_page, stages, stats, tuning, views
 from spatial_core.cli.app import app
 from spatial_core.cli.session import STDERR
 from spatial_core.errors import ConfigError, SpatialError
 
-# Importing the modules registers their commands; naming them here keeps the order of `spatial --help`.
-COMMANDS = (stages, tuning, views, stats, report_page, cluster, cluster_check, cluster_usage)
+# Importing a module registers its commands; `spatial --help` shows them in this order.
+MODULES = tuple(
+    import_module(f"spatial_core.cli.{name}")
+    for name in ("stages", "tuning", "views", "stats", "report_page", "cluster", "cluster_check", "cluster_usage")
+)
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ class GlobalSection(Section):
     """Shared by every stage."""
 
     seed: int = Field(42, ge=0, description="seed of every random choice")
-    log_dir: Path | None = Field(None, description="log folder; default <data_dir>/logs")
+    log_dir: Path | None = Field(None, description="folder of log files, one a stage; unset keeps none")
 
 
 class PathsSection(Section):
@@ -38,7 +38,9 @@ class PathsSection(Section):
     train_parquet_path: Path | None = Field(None, description="accepted for old files; must lie in merged_dir")
     val_parquet_path: Path | None = Field(None, description="accepted for old files; must lie in merged_dir")
     tar_file: Path | None = Field(None, description="accepted for old files; tars are found in raw_dir")
-    log_file: Path | None = Field(None, description="accepted for old files; logs go to global.log_dir")
+    log_file: Path | None = Field(
+        None, description="accepted for old files; each stage has its own file in global.log_dir"
+    )
     temp_dir: Path | None = Field(None, description="accepted for old files; nothing is ever extracted")
     difficulty_metadata_path: Path | None = Field(None, description="neighbours and bands of every image")
     checkpoint_dir: Path | None = Field(None, description="projector checkpoints")

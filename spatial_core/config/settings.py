@@ -68,7 +68,7 @@ class ResolvedPaths(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     data_dir: Path
-    log_dir: Path
+    log_dir: Path | None
     raw_dir: Path
     intermediates_dir: Path
     fingerprints_dir: Path
@@ -124,7 +124,7 @@ class Settings(BaseModel):
             name: self.absolute(given) if (given := getattr(self.paths, name)) is not None else data_dir / default
             for name, default in _LAKE.items()
         }
-        log_dir = data_dir / "logs" if self.global_.log_dir is None else self.absolute(self.global_.log_dir)
+        log_dir = None if self.global_.log_dir is None else self.absolute(self.global_.log_dir)
         named = self.compute.work_dir
         jobs_dir = data_dir / "jobs" if named is None else self.absolute(named)
         return ResolvedPaths(data_dir=data_dir, log_dir=log_dir, jobs_dir=jobs_dir, **resolved)
@@ -197,7 +197,7 @@ class Settings(BaseModel):
         notes = [text for key, text in texts.items() if key in given]
         reasons = {
             "tar_file": "tars are found in paths.raw_dir or named on the command line",
-            "log_file": "logs of every stage go to global.log_dir",
+            "log_file": "each stage has its own file in global.log_dir",
             "temp_dir": "tars are never extracted",
         }
         notes += [

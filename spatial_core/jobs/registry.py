@@ -16,6 +16,7 @@ from typing import Any
 
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError
+from spatial_core.jobs.stage_log import logged
 from spatial_core.report import Progress, Report, silent
 from spatial_core.storage.hardware import share_cores, usable_cores
 
@@ -137,5 +138,9 @@ def run_stage(call: StageCall, progress: Progress = silent) -> Report:
     arguments: dict[str, Any] = {
         name: value if name in _NO_PATHS else Path(value) for name, value in call.arguments.items()
     }
-    report: Report = function(**arguments, settings=call.settings, progress=progress)
-    return report
+
+    def work(told: Progress) -> Report:
+        report: Report = function(**arguments, settings=call.settings, progress=told)
+        return report
+
+    return logged(call.settings.locations.log_dir, call.stage, work, progress)

@@ -12,6 +12,7 @@ import pytest
 COMMANDS = (
     "ingest", "fingerprint", "embed", "merge", "difficulty", "train", "evaluate", "publish", "embed-new",
     "pool-buildings", "demo-data", "tune", "tune-worker", "tune-collect", "status", "sql", "verify", "settings",
+    "stats", "report", "slurm",
 )  # fmt: skip
 STAGES = COMMANDS[:14]
 
@@ -29,8 +30,9 @@ def spatial(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 def test_help_names_every_command(tmp_path: Path) -> None:
     shown = spatial("--help", cwd=tmp_path)
     assert shown.returncode == 0
-    for command in COMMANDS:
-        assert command in shown.stdout
+    places = [shown.stdout.find(f"\u2502 {command} ") for command in COMMANDS]
+    assert min(places) > 0
+    assert places == sorted(places), "stages in the order of the chain, then what looks around"
 
 
 @pytest.mark.parametrize("command", STAGES)

@@ -30,6 +30,7 @@ _HEAD_KEYS = frozenset(s.TrainingModelSection.model_fields)
 # What changes where or how fast a result is computed, or how it is watched, is not part of its identity.
 _NOT_IDENTITY = frozenset({"paths", "infrastructure", "logging", "compute", "watch"})
 _NOT_IDENTITY_KEYS = {
+    "global": {"log_dir"},
     "tuning": {
         "workers",
         "trials_per_worker",
@@ -41,7 +42,7 @@ _NOT_IDENTITY_KEYS = {
         "grace_s",
         "max_retries",
         "database_patience_s",
-    }
+    },
 }
 _PASSWORD = re.compile(r"(://[^/\s:@'\"]*:)[^\s'\"]*@|(password=)[^&\s'\"]*")
 _LAKE = {

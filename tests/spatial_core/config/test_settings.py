@@ -142,7 +142,9 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
 
 def test_the_digest_is_about_results_not_places() -> None:
     plain = load_settings(environ={})
-    moved = load_settings(overrides=["paths.data_dir=/elsewhere", "infrastructure.threads=7"], environ={})
+    moved = load_settings(
+        overrides=["paths.data_dir=/elsewhere", "infrastructure.threads=7", "global.log_dir=/l"], environ={}
+    )
     other = load_settings(overrides=["training.margin=0.4"], environ={})
     assert plain.digest == moved.digest
     assert plain.digest != other.digest

@@ -65,8 +65,9 @@ def sql(
 ) -> None:
     """Query the lake with DuckDB: every artifact is a view, vectors included.
 
-    Views: intermediates, rejects, tar_statistics, fingerprints, backbone_embeddings, train, val, test, merged_splits,
-    difficulty_metadata, tuning_trials, final_embeddings, drop_rejects, building_embeddings, cluster_usage, artifacts.
+    Views: raw_tars, intermediates, rejects, tar_statistics, fingerprints, backbone_embeddings, train, val, test,
+    merged_splits, difficulty_metadata, tuning_trials, projector_checkpoint (by epoch), retrieval_report, hf_model (its
+    files), packaged_images, final_embeddings, drop_rejects, building_embeddings, cluster_usage, artifacts.
     """
     from spatial_core.lake.sql import query_lake, write_result
 

@@ -152,12 +152,14 @@ class Settings(BaseModel):
     def pick(self, *dotted: str) -> dict[str, Any]:
         """The named settings (`section.key`, or `section` for all of it) as JSON: a stage's share of the tree.
 
-        What another setting stands in for has the value that counts: the head's keys, and the seed of training.
+        What another setting stands in for has the value that counts: the head's keys, and the seeds of training and
+        tuning.
         """
         tree = self.model_dump(mode="json", by_alias=True)
         tree["training_model"] = self.head.model_dump(mode="json")
-        if tree["training"]["seed"] is None:
-            tree["training"]["seed"] = self.seed
+        for section in ("training", "tuning"):
+            if tree[section]["seed"] is None:
+                tree[section]["seed"] = self.seed
         picked: dict[str, Any] = {}
         for name in dotted:
             section, _, key = name.partition(".")

@@ -11,7 +11,7 @@ import pyarrow as pa
 from spatial_core import schemas
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError, InputError
-from spatial_core.lake.catalogue import CATALOGUE, known_keys
+from spatial_core.lake.catalogue import CATALOGUE, drop_keys, known_keys, raw_tar_keys
 from spatial_core.lake.duck import connect, quoted
 from spatial_core.lake.statistics import statistics_query, tar_files
 
@@ -67,7 +67,7 @@ def view_queries(settings: Settings) -> dict[str, str]:
         views["tuning_trials"] = f"select study, trial.* from ({trials})"
     if at.cluster_usage_path.is_file():
         views["cluster_usage"] = f"select * from read_parquet({quoted(str(at.cluster_usage_path))})"
-    views.update(_drop_views(settings))
+    views |= _single_views(settings) | _raw_views(settings) | _drop_views(settings)
     manifests = sorted(
         path
         for folder in {kind.path(at, "0000").parent for kind in CATALOGUE.values() if kind.stage}
@@ -92,6 +92,43 @@ def _sql_type(kind: pa.DataType) -> str:
     return _TYPES[kind]
 
 
+def _single_views(settings: Settings) -> dict[str, str]:
+    """Training by epoch, the table of the report, the files of the model."""
+    at = settings.locations
+    views = {}
+    for name, column, first, file in (
+        ("projector_checkpoint", "history", "epoch", at.checkpoint_dir / "checkpoint_best.json"),
+        ("retrieval_report", "headline", "split, method", at.report_dir / "metrics.json"),
+    ):
+        if file.is_file():
+            rows = f"select unnest({column}) as entry from read_json({quoted(str(file))})"
+            views[name] = f"select {first}, * exclude ({first}) from (select entry.* from ({rows}))"
+    files = sorted(path for path in at.model_dir.rglob("*") if path.is_file()) if at.model_dir.is_dir() else []
+    if files:
+        listed = [(path.relative_to(at.model_dir).as_posix(), path.stat().st_size) for path in files]
+        rows = ", ".join(f"({quoted(name)}, {size})" for name, size in listed)
+        views["hf_model"] = f"select * from (values {rows}) as files(file, bytes)"
+    return views
+
+
+def _raw_views(settings: Settings) -> dict[str, str]:
+    """The tars by name and size, and the rows of the drops, which lie in folders that others write to."""
+    at = settings.locations
+    views = {}
+    tars = {key: CATALOGUE["raw_tars"].path(at, key) for key in raw_tar_keys(settings)}
+    rows = [
+        f"({quoted(key)}, {quoted(str(path))}, {found.st_size}, make_timestamp({found.st_mtime_ns // 1000}))"
+        for key, path, found in ((key, path, path.stat()) for key, path in tars.items())
+    ]
+    if rows:
+        views["raw_tars"] = f"select * from (values {', '.join(rows)}) as tars(tar, path, bytes, modified)"
+    drops = {key: CATALOGUE["packaged_images"].path(at, key) for key in drop_keys(settings)}
+    parts = [f'select {quoted(key)} as "drop", * from read_parquet({quoted(str(path))})' for key, path in drops.items()]
+    if parts:
+        views["packaged_images"] = " union all by name ".join(parts)
+    return views
+
+
 def _drop_views(settings: Settings) -> dict[str, str]:
     at = settings.locations
     vectors, rejects = [], []
@@ -112,27 +149,37 @@ def _drop_views(settings: Settings) -> dict[str, str]:
     return views
 
 
-def open_lake(settings: Settings) -> duckdb.DuckDBPyConnection:
-    """A connection on which every made artifact is a view."""
+def open_lake(settings: Settings) -> tuple[duckdb.DuckDBPyConnection, dict[str, str]]:
+    """A connection on which every made artifact is a view, and why there is no view of others.
+
+    One damaged file, or two that do not fit together, must not keep the rest from being looked at.
+    """
     connection = connect()
+    refused = {}
     for name, query in view_queries(settings).items():
-        connection.execute(f"create view {name} as {query}")
-    return connection
+        try:
+            connection.execute(f"create view {name} as {query}")
+        except duckdb.Error as error:
+            refused[name] = str(error).strip().splitlines()[0]
+    return connection, refused
 
 
 def query_lake(settings: Settings, sql: str) -> duckdb.DuckDBPyRelation:
     """Run one query over the lake.
 
     Raises:
-        InputError: with DuckDB's cause in one line, and the views there are when a table was not found.
+        InputError: with DuckDB's cause in one line; when a table was not found, with the views there are and why others
+            cannot be.
     """
-    connection = open_lake(settings)
+    connection, refused = open_lake(settings)
     try:
         relation = connection.sql(sql)
     except duckdb.Error as error:
         cause = str(error).strip().splitlines()[0]
         if isinstance(error, duckdb.CatalogException):
-            cause += f"; views made so far: {', '.join(view_queries(settings)) or 'none, run spatial ingest first'}"
+            made = [name for name in view_queries(settings) if name not in refused]
+            cause += f"; views made so far: {', '.join(made) or 'none, run spatial ingest first'}"
+            cause += "".join(f"; no view {name}: {why}" for name, why in refused.items())
         raise InputError(f"sql: {cause}") from error
     if relation is None:
         raise InputError("sql: the statement returns no rows; only queries are of use here")

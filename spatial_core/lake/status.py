@@ -114,12 +114,6 @@ class _Walk:
         return "made", ""
 
     def _setting(self, dotted: str) -> Any:
-        """What a stage takes a setting to be, where another one may stand in for it."""
-        section, _, key = dotted.partition(".")
-        if section == "training_model" and key:
-            return self.settings.head.model_dump(mode="json")[key]
-        if dotted in {"training.seed", "tuning.seed"} and self.settings.pick(dotted)[dotted] is None:
-            return self.settings.seed
         try:
             return self.settings.pick(dotted)[dotted]
         except KeyError as error:

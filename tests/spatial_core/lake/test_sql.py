@@ -61,6 +61,18 @@ def test_results_are_written_as_files(settings: Settings, tmp_path: Path, suffix
         write_result(query_lake(settings, "select 1"), tmp_path / "out.txt")
 
 
+def test_a_damaged_file_hides_its_own_view_alone(settings: Settings) -> None:
+    at = settings.locations
+    at.fingerprints_dir.mkdir()
+    (at.fingerprints_dir / "0901_fingerprints.parquet").write_bytes(b"PAR1 damaged")
+    at.drops_dir.mkdir()
+    pq.write_table(pa.table({"OSMID": [1], "image_bytes": [b"x"]}), at.drops_dir / "june.parquet")
+    assert query_lake(settings, "select count(*) from intermediates").fetchall() == [(4,)]
+    assert query_lake(settings, 'select "drop", OSMID from packaged_images').fetchall() == [("june", 1)]
+    with pytest.raises(InputError, match=r"views made so far: .*; no view fingerprints: .*0901_fingerprints"):
+        query_lake(settings, "select * from fingerprints")
+
+
 def test_a_wrong_query_says_what_there_is(settings: Settings) -> None:
     with pytest.raises(InputError, match=r"fingerprints.*views made so far: intermediates"):
         query_lake(settings, "select * from fingerprints")

@@ -6,6 +6,7 @@ a line of `compute.setup`, because installing torch would take minutes.
 
 from __future__ import annotations
 
+import shutil
 import site
 import sys
 import threading
@@ -14,8 +15,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
+from spatial_assets.definitions import definitions_with
+from spatial_assets.defs.resources import SettingsResource
 from spatial_core.cluster.building import Builder, ready_python
 from spatial_core.cluster.environment import ManagedEnvironment, managed, verify_python
 from spatial_core.cluster.scheduler import Scheduler
@@ -24,9 +28,10 @@ from spatial_core.config.settings import Settings, load_settings
 from spatial_core.errors import ClusterError
 from spatial_core.installed import Installed, installed
 from tests.slurm.client import Slurm
+from tests.slurm.lakes import ClusterLake
 from tests.slurm.test_check import findings, over_ssh, settings_of
 
-pytestmark = pytest.mark.isolated
+pytestmark = [pytest.mark.isolated, pytest.mark.slow]
 
 BASE = Path(sys.base_prefix) / "bin" / f"python{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -101,7 +106,56 @@ def test_an_environment_is_built_once_and_has_the_code_of_this_process(built: Se
     assert said == [] and made.stamp.stat().st_mtime_ns == before, "a finished environment is used as it is"
 
 
-def test_the_check_finds_it_on_the_nodes_and_jobs_can_use_it(built: Settings, slurm: Slurm) -> None:
+def test_runs_use_it_and_are_refused_when_it_has_other_code(built: Settings, slurm: Slurm, tmp_path: Path) -> None:
+    """Through Dagster: a good tar becomes the artifact of a local run, and nothing is submitted to other code."""
+    lake = ClusterLake(tmp_path / "config.toml", slurm)
+    lake.write("local")
+    lake.draw_city()
+    local = materialize(lake, "0901")
+    assert local.success
+    expected = lake.digests()
+    shutil.rmtree(lake.settings.locations.intermediates_dir)
+    compute = built.compute
+    lake.write(
+        environment_dir=str(compute.environment_dir),
+        base_python=str(compute.base_python),
+        pip_options=list(compute.pip_options),
+        setup=list(compute.setup),
+    )
+    python = environment(lake.settings).python
+    assert python == environment(built).python
+    assert materialize(lake, "0901").success
+    assert lake.digests() == expected
+    (lake.settings.locations.raw_dir / "0902.tar").write_bytes(b"no tar")
+    assert not materialize(lake, "0902").success
+    sent = sorted(lake.settings.jobs_dir.glob("spatial-intermediates-*"))
+    assert len(sent) == 2
+    for folder in sent:
+        assert f"{python} -m spatial_core.jobs ingest" in (folder / "job.sh").read_text()
+
+    module = next((python.parents[1] / "lib").glob("python*/site-packages/spatial_core")) / "report.py"
+    original = module.read_bytes()
+    module.write_bytes(original + b"# edited\n")
+    try:
+        refused = materialize(lake, "0903")
+    finally:
+        module.write_bytes(original)
+    assert not refused.success
+    failure = refused.failure_data_for_node("intermediates")
+    assert failure is not None and "but this process runs" in str(failure.error)
+    assert sorted(lake.settings.jobs_dir.glob("spatial-intermediates-*")) == sent
+
+
+def materialize(lake: ClusterLake, key: str) -> dg.ExecuteInProcessResult:
+    definitions = definitions_with(settings=SettingsResource(config_file=str(lake.config)))
+    with dg.instance_for_test() as instance:
+        instance.add_dynamic_partitions("tar", ["0901", "0902", "0903"])
+        return definitions.resolve_implicit_global_asset_job_def().execute_in_process(
+            instance=instance, asset_selection=[dg.AssetKey("intermediates")], partition_key=key, raise_on_error=False
+        )
+
+
+def test_the_check_finds_it_on_the_nodes(built: Settings, slurm: Slurm) -> None:
     compute = built.compute
     overrides = [
         f"compute.environment_dir={compute.environment_dir}", f"compute.base_python={compute.base_python}",

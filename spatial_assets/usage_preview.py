@@ -25,7 +25,7 @@ def usage_preview(settings: Settings, report: Report) -> Mapping[str, Any]:
         data = base64.b64encode(picture(usage).encode()).decode()
         metadata["chart"] = dg.MetadataValue.md(f"![use by asset](data:image/svg+xml;base64,{data})")
         metadata["by_asset"] = dg.MetadataValue.md(markdown_table(HEADER, [cells(one) for one in usage]))
-    metadata["gpu_hours"] = sum(one.gpu_s for one in usage) / 3600
-    metadata["core_hours"] = sum(one.core_s for one in usage) / 3600
-    metadata["cost"] = float(sum(one.cost for one in usage))
+    metadata["gpu_hours"] = round(sum(one.gpu_s for one in usage) / 3600, 2)
+    metadata["core_hours"] = round(sum(one.core_s for one in usage) / 3600, 2)
+    metadata["cost"] = round(float(sum(one.cost for one in usage)), 2)
     return metadata

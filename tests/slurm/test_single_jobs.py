@@ -84,7 +84,7 @@ def gate(path: Path) -> list[str]:
 def test_the_artifact_is_the_local_one(
     *, profile: str, lake: ClusterLake, slurm: Slurm, instance, monkeypatch: pytest.MonkeyPatch, in_background, tmp_path
 ) -> None:
-    lake.write(profile)
+    lake.write(profile, setup=setup("sleep 2"))  # accounting looks at the memory once a second
     if profile == "slurm_ssh":
         monkeypatch.delenv("SLURM_CONF")  # what is known here must not matter
     connections, over = Connections(slurm.ssh.port), threading.Event()

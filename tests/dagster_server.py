@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -82,12 +81,8 @@ class Server:
         self.wait("server", lambda: bool(self.ask("query { version }")))
 
     def stop(self) -> None:
-        """End the server, its daemon and its code server."""
-        os.killpg(self.process.pid, signal.SIGINT)
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
+        """End the server, its daemon, its code server and its runs. In the background it does not heed SIGINT."""
+        self.kill()
 
     def kill(self) -> None:
         """End it and everything it started at once, as when the host goes down."""

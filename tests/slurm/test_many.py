@@ -26,7 +26,9 @@ def test_200_partitions_with_two_failures_and_one_crash(
 ) -> None:
     monkeypatch.setenv("SLURM_CONF", str(slurm.conf))
     lake = ClusterLake(tmp_path / "config.toml", slurm)
-    crash = f'if grep -q {CRASHED}.tar "tasks/$SLURM_ARRAY_TASK_ID.json"; then echo planned crash; kill -SEGV $$; fi'
+    # The task file holds these lines too, which the bracket keeps from matching themselves.
+    here = f'grep -q "{CRASHED}[.]tar" "tasks/$SLURM_ARRAY_TASK_ID.json"'
+    crash = f"if {here}; then echo planned crash; kill -SEGV $$; fi"
     lake.write(setup=[f"export PYTHONPATH={REPOSITORY}", crash], resources={"intermediates": {"mem": "300M"}})
     raw = lake.settings.locations.raw_dir
     raw.mkdir(parents=True)

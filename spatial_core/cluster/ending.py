@@ -63,9 +63,11 @@ _FAILURES: dict[str, tuple[type[JobFailed], str]] = {
 # Reasons for waiting that only people can take away, by changing the job or the cluster.
 _NEVER_STARTS = re.compile(
     r"PartitionTimeLimit|PartitionNodeLimit|PartitionConfig|BadConstraints|DependencyNeverSatisfied|InvalidAccount"
-    r"|InvalidQOS|AccountNotAllowed|QOSNotAllowed|JobHoldMaxRequeue|launch.failed.requeued.held"
+    r"|InvalidQOS|AccountNotAllowed|QOSNotAllowed"
     r"|(Assoc|QOS)Max\w+Per(Job|Node)\w*"
 )
+# Reasons by which SLURM says that it has given up starting a job, and holds it until somebody releases it.
+_GIVEN_UP = re.compile(r"launch.failed.requeued.held|JobHoldMaxRequeue")
 _TAIL_LINES = 5
 _NEAR_LIMIT = 0.97  # of the memory asked for: accounting samples now and then, so a killed job's peak is above it
 
@@ -147,6 +149,11 @@ def ending_of(task_id: str, accounted: Accounted) -> Ending:
 def never_starts(state: str, reason: str) -> bool:
     """Whether a task in the queue waits for what will not happen by itself."""
     return state == "PENDING" and _NEVER_STARTS.fullmatch(reason) is not None
+
+
+def given_up(state: str, reason: str) -> bool:
+    """Whether SLURM could not start a task and holds it: a node failed it, or a controller that lost its memory."""
+    return state == "PENDING" and _GIVEN_UP.fullmatch(reason) is not None
 
 
 def usage_record(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from spatial_core.cluster.ending import TERMINAL, VANISHED, Ending, ending_of, never_starts, usage_record
+from spatial_core.cluster.ending import TERMINAL, VANISHED, Ending, ending_of, given_up, never_starts, usage_record
 from spatial_core.cluster.following import Done, Observer, Watch
 from spatial_core.cluster.judging import Again, Judge
 from spatial_core.cluster.ledger import Ledger, TaskRecord
@@ -24,11 +24,12 @@ from spatial_core.cluster.scheduler import Look, Queued, Scheduler
 from spatial_core.cluster.script import Submission, render
 from spatial_core.cluster.sending import Sender
 from spatial_core.config.settings import Settings
-from spatial_core.errors import ArtifactError, ClusterError, ClusterUnreachable, JobFailed
+from spatial_core.errors import ArtifactError, ClusterError, ClusterUnreachable, JobFailed, NodeFailed
 from spatial_core.jobs.messages import Said
 from spatial_core.jobs.registry import StageCall
 
 _PATIENCE = 1.3  # factor by which looks grow rarer while nothing happens
+_COMPLETE_S = 10.0  # for accounting to learn all there is to know about a job that has ended
 _STUCK_S = 120.0  # a reason for waiting that only people can change has to last that long
 
 
@@ -198,8 +199,13 @@ class Engine:
             self._close(watch, well=verdict.report is not None)
             yield verdict
         for watch, error in self._stuck(look):
+            key = watch.record.key
+            done = Done(key, error=error, log=watch.log)
+            if isinstance(error, NodeFailed) and self._judge.once_more(watch, error):
+                again[watch.resources][key] = Again(watch.resources, error, done)
+                continue
             self._close(watch, well=False)
-            yield Done(watch.record.key, error=error)
+            yield done
         for resources, verdicts in again.items():
             yield from self._send_again(verdicts, resources)
 
@@ -213,6 +219,8 @@ class Engine:
                 continue
             accounted = look.accounts.get(task)
             if accounted is not None and accounted.state in TERMINAL:
+                if not accounted.complete and self._absent_for(watch) < _COMPLETE_S:
+                    continue
                 ending = ending_of(task, accounted)
             elif self._absent_for(watch) > self._compute.vanished_after_s:
                 ending = Ending(task, VANISHED)
@@ -223,15 +231,19 @@ class Engine:
         return ended
 
     def _absent_for(self, watch: Watch) -> float:
-        """Seconds since neither queue nor accounting knew a task, both answering all the time."""
+        """Seconds since the queue knew a task, or accounting its end, both answering all the time."""
         watch.absent_since = self._clock() if watch.absent_since is None else watch.absent_since
         return self._clock() - watch.absent_since
 
     def _stuck(self, look: Look) -> list[tuple[Watch, JobFailed]]:
         """Tasks of this run that wait for what will not happen, cancelled, each with why."""
-        stuck = []
+        stuck: list[tuple[Watch, JobFailed]] = []
         for watch in self._open.values():
             row = look.queue.get(watch.record.task_id)
+            if row is not None and watch.own and given_up(row.state, row.reason):
+                text = f"job {watch.record.task_id} could not be started ({row.reason}) and was cancelled"
+                stuck.append((watch, NodeFailed(text)))
+                continue
             if row is None or not watch.own or not never_starts(row.state, row.reason):
                 watch.stuck_since = None
                 continue

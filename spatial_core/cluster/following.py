@@ -55,7 +55,7 @@ class Watch:
         own: whether this run is answerable for it; another run's job is only followed.
         said: what it has said.
         offset: bytes of its messages that were read.
-        absent_since: when neither queue nor accounting knew it for the first time in a row.
+        absent_since: when the queue knew it no longer and accounting did not know its end yet.
         ended_at: when accounting first called it finished although something of it is not there yet.
         stuck_since: when it was first seen waiting for what will not happen.
     """

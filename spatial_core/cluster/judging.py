@@ -63,7 +63,7 @@ class Judge:
         self._retries: Counter[str] = Counter()
         self._resumptions: Counter[str] = Counter()
         self._saved: dict[str, dict[str, Any]] = {}
-        self._sent_again: set[str] = set()
+        self._sent_again: set[str] = set()  # once, for what was not the call's own fault
 
     def needs_log(self, watch: Watch, ending: Ending) -> bool:
         """Whether the last lines of its log belong into the outcome."""
@@ -94,6 +94,16 @@ class Judge:
         resources = self._again(watch, ending, error)
         return done if resources is None else Again(resources, error, done)
 
+    def once_more(self, watch: Watch, error: JobFailed) -> bool:
+        """Whether a call is sent again that failed through no fault of its own or of this run; it is, once."""
+        key = watch.record.key
+        if key in self._sent_again:
+            return False
+        self._sent_again.add(key)
+        whose = "" if watch.own else "it was another run's, "
+        self._observer.log(logging.WARNING, f"[{key}] {error}; {whose}so it is sent again")
+        return True
+
     def _again(self, watch: Watch, ending: Ending, error: JobFailed) -> Resources | None:
         """Resources to send a call again with, if that is called for."""
         key, saved = watch.record.key, watch.said.interrupted
@@ -104,9 +114,7 @@ class Judge:
             if further and self._resumptions[key] <= _RESUMPTIONS:
                 self._observer.log(logging.INFO, f"[{key}] saved its pieces and goes on in a new job")
                 return watch.resources
-        if not watch.own and key not in self._sent_again:
-            self._sent_again.add(key)
-            self._observer.log(logging.WARNING, f"[{key}] {error}; it was another run's, so it is sent again")
+        if not watch.own and self.once_more(watch, error):
             return watch.resources
         # More time is no help against a deadline.
         return None if ending.state == "DEADLINE" else self._stronger(key, watch.resources, error)

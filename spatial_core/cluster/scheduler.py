@@ -43,6 +43,11 @@ class Accounted:
         """First word: "CANCELLED by 0" is CANCELLED."""
         return self.job["State"].partition(" ")[0]
 
+    @property
+    def complete(self) -> bool:
+        """Whether accounting knows what the job had asked for; of a short job it learns that after its end."""
+        return bool(self.job["Partition"])
+
 
 @dataclass
 class Look:
@@ -132,7 +137,7 @@ class Scheduler:
             else:
                 if "job" in answer:
                     return str(answer["job"])
-                cause = " ".join(str(answer["error"]).split())
+                cause = _line(answer["error"]) or ""
                 if answer["unclear"]:
                     return self._found(submission.name, cause)
                 if not any(text in cause for text in _NOT_NOW) or self._clock() > deadline:
@@ -171,7 +176,7 @@ class Scheduler:
         """
         answer = self._transport.ask({"do": "find", "name": name})
         if "error" in answer:
-            raise ClusterError(f"cannot look for job {name}: {answer['error']}")
+            raise ClusterError(f"cannot look for job {name}: {_line(answer['error'])}")
         return list(answer["jobs"])
 
     def look(self, tasks: Mapping[str, tuple[str | None, int]]) -> Look:
@@ -188,7 +193,9 @@ class Scheduler:
             job = jobs.setdefault(name.partition("_")[0], {"messages": messages, "tasks": {}})
             job["tasks"][name] = offset
         answer = self._transport.ask({"do": "poll", "jobs": jobs})
-        look = Look(queue_silent=answer.get("queue_error"), accounting_silent=answer.get("accounting_error"))
+        look = Look(
+            queue_silent=_line(answer.get("queue_error")), accounting_silent=_line(answer.get("accounting_error"))
+        )
         for row in answer["queue"]:
             queued = Queued(*row[1:4])
             look.queue.update((name, queued) for name in expand(row[0]) if name in tasks)
@@ -205,7 +212,7 @@ class Scheduler:
         """
         wanted = sorted(set(names))
         if wanted and "error" in (answer := self._transport.ask({"do": "cancel", "jobs": wanted})):
-            raise ClusterError(f"scancel {' '.join(wanted)}: {answer['error']}")
+            raise ClusterError(f"scancel {' '.join(wanted[:3])}{' …' * (len(wanted) > 3)}: {_line(answer['error'])}")
 
     def tails(self, files: Mapping[str, str], size: int = 2000) -> dict[str, str]:
         """The last bytes of files beside the scheduler, of those that exist."""
@@ -229,6 +236,11 @@ class Scheduler:
         """
         if "error" in (answer := self._transport.ask({"do": "remove", "folder": folder, "inside": inside})):
             raise ClusterError(str(answer["error"]))
+
+
+def _line(said: str | None) -> str | None:
+    """What a command said, in one line."""
+    return None if said is None else " ".join(said.split())
 
 
 def _accounts(rows: Iterable[Mapping[str, str]]) -> dict[str, Accounted]:

@@ -163,7 +163,8 @@ class SimulatedCluster:
                 if task.state:
                     answer["queue"].append([name, task.state, task.reason, "node1"])
                 elif task.account is not None and self.accounting_error is None:
-                    answer["accounting"].append({"JobID": name, **COLUMNS, **task.account})
+                    row = {**COLUMNS, **task.account}
+                    answer["accounting"] += [{"JobID": name, **row}, {"JobID": f"{name}.batch", **row}]
                 offset = watched["tasks"].get(name)
                 if offset is not None and task.more:
                     answer["more"].append(name)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spatial_core.cluster.ledger import KEPT_S, Ledger
-from spatial_core.errors import ClusterUnreachable, JobFailed, JobVanished
+from spatial_core.errors import ClusterUnreachable, JobFailed, JobOutOfMemory, JobVanished, NodeFailed
 from tests.spatial_core.cluster.simulated import Bench, Recorder
 
 
@@ -241,9 +241,7 @@ def test_folders_of_what_went_well_go_some_time_later(bench: Bench, monkeypatch:
     assert [Path(folder).name for folder in bench.cluster.removed] == [names[0]], "the log of a failure stays"
 
 
-@pytest.mark.parametrize(
-    "reason", ["PartitionTimeLimit", "QOSMaxWallDurationPerJobLimit", "launch failed requeued held"]
-)
+@pytest.mark.parametrize("reason", ["PartitionTimeLimit", "QOSMaxWallDurationPerJobLimit"])
 def test_a_task_that_can_never_start_fails_with_what_to_change(reason: str, bench: Bench) -> None:
     bench.cluster.step(lambda: setattr(bench.cluster.task("0202"), "reason", reason))
     bench.cluster.step(lambda: bench.succeed("0201"))
@@ -274,3 +272,39 @@ def test_another_runs_task_that_can_never_start_is_left_to_that_run(bench: Bench
     (done,) = bench.run("0201", observer=Recorder(running={"other"}), run_id="run-2")
     assert done.report is not None
     assert bench.cluster.cancelled == []
+
+
+@pytest.mark.parametrize("reason", ["launch failed requeued held", "launch_failed_requeued_held", "JobHoldMaxRequeue"])
+def test_a_task_that_slurm_has_given_up_is_sent_again_once(reason: str, bench: Bench) -> None:
+    def given_up() -> None:
+        bench.cluster.task("0201").reason = reason
+
+    bench.cluster.step(given_up, lambda: None, lambda: bench.succeed("0201"))
+    (done,) = bench.run("0201")
+    assert done.report is not None
+    assert (bench.cluster.cancelled, bench.cluster.did("submit")) == (["0201"], 2)
+    bench.cluster.step(given_up, lambda: None, given_up)
+    bench.cluster.jobs.clear()
+    bench.artifact("0201").unlink()
+    (done,) = bench.run("0201")
+    assert type(done.error) is NodeFailed
+    assert f"could not be started ({reason}) and was cancelled" in str(done.error)
+    assert len(bench.cluster.jobs) == 2
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_accounting_is_given_time_to_learn_what_a_short_job_had_asked_for(learns: bool, bench: Bench) -> None:
+    """Memory that was asked for decides whether a job was killed for using more."""
+    killed = {"MaxRSS": "4200M", "NodeList": "node1"}
+
+    def ended() -> None:
+        bench.fail("0201", "FAILED", "0:9", **killed, Partition="", ReqMem="16?")
+
+    def learnt() -> None:
+        if learns:
+            bench.cluster.task("0201").end("FAILED", "0:9", **killed)
+
+    bench.cluster.step(ended, learnt)
+    (done,) = bench.run("0201", poll_max_s=1)
+    assert type(done.error) is (JobOutOfMemory if learns else JobFailed)
+    assert (bench.cluster.now > 10) is not learns

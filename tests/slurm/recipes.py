@@ -12,12 +12,15 @@ What was tried on Slurm 22.05 is said at each recipe.
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
 from tests.slurm.client import Slurm
+from tests.slurm.cluster.configuration import CLUSTER
 
 SMALL = ("--cpus-per-task=1", "--mem=64M")
 WHOLE_NODE = ("--exclusive", "--mem=1G")
@@ -131,3 +134,18 @@ def power_cut(slurm: Slurm, node: str) -> Iterator[None]:
 def _in(seconds: float) -> str:
     """A time from now, as scontrol reads it."""
     return (datetime.now() + timedelta(seconds=seconds)).isoformat(timespec="seconds")
+
+
+def forget(slurm: Slurm, job: str) -> None:
+    """Leave no trace of a job that has ended: the controller forgets it by itself, accounting is made to."""
+    slurm.ended(job)
+    slurm.wait_for(lambda: not slurm.queued(job), what="the controller to forget the job")
+    layout = slurm.cluster.layout
+    statement = f"delete from {CLUSTER}_job_table where id_job = {int(job)}"  # noqa: S608 - a number
+    address = ("--protocol=tcp", "--host=127.0.0.1", f"--port={layout.port('mariadbd')}", "--user=slurm")
+    subprocess.run(
+        ["mariadb", "--no-defaults", *address, "slurm_acct_db", f"--execute={statement}"],
+        env={**os.environ, "MYSQL_PWD": layout.facts.database_password},
+        check=True,
+    )
+    assert slurm.accounted(job) == []

@@ -16,7 +16,7 @@ from spatial_core.cluster.resources import Resources
 from spatial_core.cluster.script import Submission
 from spatial_core.config.settings import Settings
 
-SEEN_S = 20.0  # as long as the engine waits for an artifact of a job that has ended
+SEEN_S = 20.0  # a third of what the engine allows for the artifact of a job that has ended
 _HOLD_LOOKS = 60  # half a second each
 _MEMORY = "512M"
 _TIME_LIMIT = "00:05:00"

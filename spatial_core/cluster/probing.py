@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from spatial_core.cluster.ending import TERMINAL
+from spatial_core.cluster.ending import TERMINAL, given_up, never_starts
 from spatial_core.cluster.environment import disagreement, remedy
 from spatial_core.cluster.finding import Finding
 from spatial_core.cluster.probe import SEEN_S, Probe, answers
@@ -18,9 +18,13 @@ from spatial_core.errors import ClusterError
 
 _POLL_S = 0.5
 _ACCOUNTING_S = 60.0  # for the row of a job that has left the queue
+_STUCK_S = 5.0  # for a reason to be looked at twice by the scheduler
 _CANCEL_S = 15.0  # for cancelled jobs to end and remove what they wrote
 _LOG_BYTES = 20_000
 NO_ACCOUNTING = "a job has succeeded only when accounting says so: ask the administrators for it (slurmdbd)"
+_STUCK = (
+    "what the queue waits for will not happen by itself: change the job or ask the administrators; see `man squeue`"
+)
 _BUSY = "a busy cluster is no fault of the settings: give it --wait SECONDS; `man squeue` explains other reasons"
 SHARED = (
     "the lake and the folder of jobs (paths.data_dir, compute.work_dir) must lie on a file system that this host, the "
@@ -41,6 +45,7 @@ class _Running:
     heard_at: float | None = None
     seen: dict[str, float] = field(default_factory=dict)
     released: bool = False
+    stuck_since: float | None = None
     left: float | None = None
     silent: str | None = None
     log: str = ""
@@ -48,6 +53,11 @@ class _Running:
     @property
     def node(self) -> str:
         return self.heard.get("node", "its node")
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it waits for what will not happen."""
+        return self.stuck_since is not None and time.monotonic() - self.stuck_since > _STUCK_S
 
     @property
     def written(self) -> list[str]:
@@ -107,6 +117,10 @@ class Probing:
                 for one, accounted in self._turn(running):
                     del running[one.job]
                     yield from self._report(one, accounted)
+                for one in [one for one in running.values() if one.stuck]:
+                    self._scheduler.cancel([one.job])
+                    del running[one.job]
+                    yield Finding(_step("test job", one.probe), f"job {one.job} is {one.state}", _STUCK)
             for one in running.values():
                 late = f"job {one.job} is still {one.state or 'unknown to the queue'} after {self._wait_s:.0f} s"
                 yield Finding(_step("test job", one.probe), late, _BUSY)
@@ -140,6 +154,8 @@ class Probing:
         queued = look.queue.get(one.job)
         if queued is None:
             return
+        stuck = never_starts(queued.state, queued.reason) or given_up(queued.state, queued.reason)
+        one.stuck_since = (one.stuck_since or time.monotonic()) if stuck else None
         if queued.state != "PENDING" and one.waited_s is None:
             one.waited_s = time.monotonic() - one.sent
         reason = f" ({queued.reason})" if queued.state == "PENDING" else ""

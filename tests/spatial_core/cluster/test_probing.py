@@ -32,11 +32,12 @@ class Cluster(Scheduler):
     Args:
         edit: of the script.
         state: that accounting gives; None when it has no row.
+        hold: reason for which jobs wait; empty, they run.
     """
 
     edit: Edit = lambda script: script
     state: str | None = "COMPLETED"
-    hold: bool = False
+    hold: str = ""
     jobs: dict[str, subprocess.Popen[bytes] | None] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
 
@@ -56,7 +57,7 @@ class Cluster(Scheduler):
         for job in tasks:
             process = self.jobs[job]
             if process is None and job not in self.cancelled:
-                look.queue[job] = Queued("PENDING", "Priority", "")
+                look.queue[job] = Queued("PENDING", self.hold, "")
             elif process is not None and process.poll() is None:
                 look.queue[job] = Queued("RUNNING", "None", "node7")
             elif self.state is not None:
@@ -188,11 +189,23 @@ def test_a_job_without_an_accounting_row(settings: Settings, monkeypatch: pytest
 
 
 def test_a_job_that_does_not_start_is_cancelled(settings: Settings) -> None:
-    how = cluster(hold=True)
+    how = cluster(hold="Priority")
     found, said = run(settings, how, wait_s=1.0)
     assert "job 1 is still pending (Priority) after 1 s" in found["test job b"].text
     assert "--wait SECONDS" in str(found["test job b"].remedy)
     assert said == ["test job b: job 1 is pending (Priority)"]
+    assert how.cancelled == ["1"]
+
+
+@pytest.mark.parametrize("reason", ["PartitionTimeLimit", "launch failed requeued held"])
+def test_a_job_that_never_will_start_is_not_waited_for(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    monkeypatch.setattr(probing, "_STUCK_S", 0.2)
+    how = cluster(hold=reason)
+    found, _ = run(settings, how, wait_s=600.0)
+    assert found["test job b"].text == f"job 1 is pending ({reason})"
+    assert "will not happen by itself" in str(found["test job b"].remedy)
     assert how.cancelled == ["1"]
 
 

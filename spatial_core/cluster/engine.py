@@ -24,12 +24,13 @@ from spatial_core.cluster.scheduler import Look, Queued, Scheduler
 from spatial_core.cluster.script import Submission, render
 from spatial_core.cluster.sending import Sender
 from spatial_core.config.settings import Settings
-from spatial_core.errors import ArtifactError, ClusterError, ClusterUnreachable, JobFailed, NodeFailed
+from spatial_core.errors import ArtifactError, ClusterError, ClusterUnreachable, JobFailed, JobTimedOut, NodeFailed
 from spatial_core.jobs.messages import Said
 from spatial_core.jobs.registry import StageCall
 
 _PATIENCE = 1.3  # factor by which looks grow rarer while nothing happens
 _COMPLETE_S = 10.0  # for accounting to learn all there is to know about a job that has ended
+_STALLED = 4  # times a job that queues itself again may get no further than before; it may be preempted early
 _STUCK_S = 120.0  # a reason for waiting that only people can change has to last that long
 
 
@@ -237,19 +238,9 @@ class Engine:
 
     def _stuck(self, look: Look) -> list[tuple[Watch, JobFailed]]:
         """Tasks of this run that wait for what will not happen, cancelled, each with why."""
-        stuck: list[tuple[Watch, JobFailed]] = []
-        for watch in self._open.values():
-            row = look.queue.get(watch.record.task_id)
-            if row is not None and watch.own and given_up(row.state, row.reason):
-                text = f"job {watch.record.task_id} could not be started ({row.reason}) and was cancelled"
-                stuck.append((watch, NodeFailed(text)))
-                continue
-            if row is None or not watch.own or not never_starts(row.state, row.reason):
-                watch.stuck_since = None
-                continue
-            watch.stuck_since = self._clock() if watch.stuck_since is None else watch.stuck_since
-            if self._clock() - watch.stuck_since > _STUCK_S:
-                stuck.append((watch, self._stuck_error(watch, row)))
+        rows = ((watch, look.queue.get(watch.record.task_id)) for watch in self._open.values() if watch.own)
+        found = ((watch, self._hopeless(watch, row)) for watch, row in rows if row is not None)
+        stuck = [(watch, error) for watch, error in found if error is not None]
         try:
             self._scheduler.cancel(watch.record.task_id for watch, _ in stuck)
         except ClusterError as error:
@@ -257,12 +248,26 @@ class Engine:
             return []
         return stuck
 
-    def _stuck_error(self, watch: Watch, row: Queued) -> JobFailed:
-        asked = " ".join(watch.resources.options())
-        return JobFailed(
-            f"job {watch.record.task_id} could never start ({row.reason}) and was cancelled; it had asked for {asked}: "
-            f"change compute.resources.{self._asset} to what the partition allows"
-        )
+    def _hopeless(self, watch: Watch, row: Queued) -> JobFailed | None:
+        """Why a task in the queue is not worth waiting for, or None."""
+        task, since = f"job {watch.record.task_id}", watch.stuck_since
+        waits = never_starts(row.state, row.reason)
+        watch.stuck_since = (self._clock() if since is None else since) if waits else None
+        if given_up(row.state, row.reason):
+            return NodeFailed(f"{task} could not be started ({row.reason}) and was cancelled")
+        if watch.said.stalled >= _STALLED:
+            reached = (watch.said.reached or {}).get("message", "")
+            return JobTimedOut(
+                f"{task} was told to stop {_STALLED + 1} times at the same place and was cancelled ({reached}); ask "
+                f"for more time than {watch.resources.time_limit} (compute.resources.{self._asset}.time_limit)"
+            )
+        if watch.stuck_since is not None and self._clock() - watch.stuck_since > _STUCK_S:
+            asked = " ".join(watch.resources.options())
+            return JobFailed(
+                f"{task} could never start ({row.reason}) and was cancelled; it had asked for {asked}: change "
+                f"compute.resources.{self._asset} to what the partition allows"
+            )
+        return None
 
     def _logs(self, watches: list[Watch]) -> dict[str, str]:
         """Partition key -> last bytes of its log."""

@@ -62,6 +62,8 @@ class Said:
         usage: what the last attempt used.
         exception: an unexpected failure, one line.
         attempts: times the job was started.
+        reached: what the last attempt that was interrupted had finished.
+        stalled: attempts in a row that were interrupted where the one before them was.
         closed: the last attempt has said all it had to say.
     """
 
@@ -71,6 +73,8 @@ class Said:
     usage: Mapping[str, Any] = field(default_factory=dict)
     exception: str | None = None
     attempts: int = 0
+    reached: dict[str, Any] | None = None
+    stalled: int = 0
     closed: bool = False
 
     def take(self, line: str) -> tuple[int, str] | None:
@@ -97,6 +101,9 @@ class Said:
             for name in ("report", "failure", "interrupted", "usage"):
                 if payload.get(name) is not None:
                     setattr(self, name, payload[name])
+            if (reached := payload.get("interrupted")) is not None:
+                self.stalled = self.stalled + 1 if reached == self.reached else 0
+                self.reached = reached
         elif method == "closed" and (exception := params.get("exception")):
             self.exception = " ".join(str(exception["message"]).split())  # it begins with the type
         return None

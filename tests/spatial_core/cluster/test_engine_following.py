@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spatial_core.cluster.ledger import KEPT_S, Ledger
-from spatial_core.errors import ClusterUnreachable, JobFailed, JobOutOfMemory, JobVanished, NodeFailed
+from spatial_core.errors import ClusterUnreachable, JobFailed, JobOutOfMemory, JobTimedOut, JobVanished, NodeFailed
 from tests.spatial_core.cluster.simulated import Bench, Recorder
 
 
@@ -308,3 +308,28 @@ def test_accounting_is_given_time_to_learn_what_a_short_job_had_asked_for(learns
     (done,) = bench.run("0201", poll_max_s=1)
     assert type(done.error) is (JobOutOfMemory if learns else JobFailed)
     assert (bench.cluster.now > 10) is not learns
+
+
+def stop_and_requeue(bench: Bench, reached: str) -> None:
+    """The job is told to stop, saves, and queues itself again."""
+    task = bench.cluster.task("0201")
+    task.start()
+    task.tell(interrupted={"type": "Interrupted", "message": reached})
+    task.state, task.reason = "PENDING", "BeginTime"
+
+
+def test_a_job_that_queues_itself_again_without_getting_further_is_ended(bench: Bench) -> None:
+    bench.cluster.step(*[lambda: stop_and_requeue(bench, "3 of 9 pieces are finished")] * 50)
+    (done,) = bench.run("0201")
+    assert type(done.error) is JobTimedOut
+    assert "told to stop 5 times at the same place and was cancelled (3 of 9 pieces are finished)" in str(done.error)
+    assert "ask for more time than 02:00:00" in str(done.error)
+    assert (bench.cluster.cancelled, bench.cluster.did("submit")) == (["0201"], 1)
+
+
+def test_one_that_gets_further_each_time_goes_on(bench: Bench) -> None:
+    bench.cluster.step(*[lambda n=n: stop_and_requeue(bench, f"{n // 3} of 9") for n in range(27)])  # type: ignore[misc]
+    bench.cluster.step(lambda: bench.succeed("0201"))
+    (done,) = bench.run("0201")
+    assert done.report is not None
+    assert bench.cluster.did("submit") == 1

@@ -62,6 +62,15 @@ def test_the_last_attempt_counts(tmp_path: Path) -> None:
     assert said.usage == {"gpu_utilisation": 0.5}
 
 
+def test_it_is_counted_how_often_a_job_got_no_further(tmp_path: Path) -> None:
+    file = tmp_path / "0.jsonl"
+    stalled = []
+    for reached in ("3 of 9", "3 of 9", "3 of 9", "5 of 9", "5 of 9"):
+        attempt(file, {"interrupted": {"message": reached}})
+        stalled.append(read(file)[0].stalled)
+    assert stalled == [0, 1, 2, 0, 1]
+
+
 def test_an_attempt_that_has_begun_says_nothing_yet(tmp_path: Path) -> None:
     file = tmp_path / "0.jsonl"
     attempt(file, {"report": {"rows": 3}})

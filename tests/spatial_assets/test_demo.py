@@ -1,0 +1,60 @@
+"""What the terminal shows while the demo runs, above all when it has to wait for somebody else."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import dagster as dg
+from rich.console import Console
+
+from spatial_assets.compute.base import Outcome, Work
+from spatial_assets.demo import Screen
+from spatial_assets.drive import DriveEvent, _ObservedCompute
+from spatial_core.config.settings import Settings
+from spatial_core.errors import ArtifactBusy
+from spatial_core.jobs.registry import StageCall
+from spatial_core.report import Report
+from spatial_core.storage.atomic import exclusive
+from tests.data.make_tars import street_view, tar_bytes
+
+DONE = Report("ingest", Path("0901.parquet"), 12, 24, 24, seconds=1.5)
+
+
+def show(*events: DriveEvent) -> list[str]:
+    """Lines that stay on a console that is no terminal."""
+    text = io.StringIO()
+    with Screen(Console(file=text, width=200)) as screen:
+        for event in events:
+            screen.on_event(event)
+    return text.getvalue().splitlines()
+
+
+def test_waiting_is_said_once_and_what_was_waited_for_is_done() -> None:
+    started = DriveEvent("started", "intermediates", "0901")
+    busy = DriveEvent("waiting", "intermediates", "0901", "0901.parquet: another process is writing it")
+    done = DriveEvent("finished", "intermediates", "0901", report=DONE)
+    lines = show(started, busy, started, busy, started, done)
+    assert len(lines) == 2
+    assert "wait intermediates 0901" in lines[0] and "another process is writing it" in lines[0]
+    assert "`make dev`" in lines[0]
+    assert "done intermediates 0901" in lines[1] and "12 rows" in lines[1]
+
+
+def test_an_artifact_in_other_hands_is_no_failure_of_the_demo(tmp_path: Path) -> None:
+    (tmp_path / "0901.tar").write_bytes(tar_bytes(street_view(901, seed=1)))
+    call = StageCall("ingest", {"tar": str(tmp_path / "0901.tar"), "output_dir": str(tmp_path)}, Settings())
+    events: list[DriveEvent] = []
+    compute = _ObservedCompute(events.append)
+    with exclusive(tmp_path / "0901.parquet"):
+        (outcome,) = run(compute, call)
+    assert isinstance(outcome.error, ArtifactBusy)
+    assert [event.kind for event in events if event.kind != "progress"] == ["started", "waiting"]
+    assert (compute.causes, compute.outcomes) == ([], [])
+    (outcome,) = run(compute, call)
+    assert outcome.report is not None
+    assert [made.asset for made in compute.outcomes] == ["intermediates"]
+
+
+def run(compute: _ObservedCompute, call: StageCall) -> list[Outcome]:
+    return list(compute.run_all(dg.build_asset_context(), Work("intermediates", {"0901": call})))

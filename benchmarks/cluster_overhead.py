@@ -15,6 +15,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import statistics
 import sys
 import tempfile
@@ -78,6 +79,7 @@ def _timed(work: Callable[[], object]) -> float:
 
 
 def _run(lake: ClusterLake, instance: dg.DagsterInstance, keys: tuple[str, ...]) -> None:
+    shutil.rmtree(lake.settings.jobs_dir / "made", ignore_errors=True)  # or nothing would be sent
     ran = run(lake, instance, "intermediates", *keys)
     assert ran.success, ran.cause
 

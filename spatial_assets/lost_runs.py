@@ -18,7 +18,7 @@ WORKER_TAG = "spatial/worker"
 
 def mark_worker(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     """Note on a run that this process executes it."""
-    worker = f"{socket.gethostname()}/{os.getpid()}/{_started(os.getpid())}"
+    worker = f"{run.run_id}/{socket.gethostname()}/{os.getpid()}/{_started(os.getpid())}"
     if run.tags.get(WORKER_TAG) != worker:
         instance.add_run_tags(run.run_id, {WORKER_TAG: worker})
 
@@ -28,7 +28,7 @@ def end_lost_runs(instance: dg.DagsterInstance) -> list[str]:
     lost = [
         run
         for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED]))
-        if _gone(run.tags.get(WORKER_TAG, ""))
+        if _gone(run.run_id, run.tags.get(WORKER_TAG, ""))
     ]
     for run in lost:
         instance.report_run_failed(run, f"the process that executed this run is gone ({run.tags[WORKER_TAG]})")
@@ -36,11 +36,16 @@ def end_lost_runs(instance: dg.DagsterInstance) -> list[str]:
     return [run.run_id for run in lost]
 
 
-def _gone(worker: str) -> bool:
-    """Whether a process was of this machine and is no more; another one may have its number by now."""
-    host, _, process = worker.partition("/")
+def _gone(run_id: str, worker: str) -> bool:
+    """Whether a process was of this machine and is no more; another one may have its number by now.
+
+    A run that is started again inherits the tags of the one before: until it marks itself, the tag is about that one.
+    """
+    marked, _, place = worker.partition("/")
+    host, _, process = place.partition("/")
     pid, _, started = process.partition("/")
-    return host == socket.gethostname() and pid.isdigit() and _started(int(pid)) != started
+    here = marked == run_id and host == socket.gethostname()
+    return here and pid.isdigit() and _started(int(pid)) != started
 
 
 def _started(pid: int) -> str:

@@ -7,6 +7,7 @@ know.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import dagster as dg
@@ -14,6 +15,8 @@ import dagster as dg
 from spatial_core.cluster.ending import VANISHED, Ending, usage_record
 from spatial_core.cluster.following import Done
 from spatial_core.config.compute import ComputeSection
+
+_COSTS = {"job_cpu_s", "job_core_s", "job_gpu_s", "job_cost", "node_hours"}
 
 
 def job_metadata(asset: str, done: Done, compute: ComputeSection) -> dict[str, Any]:
@@ -36,6 +39,20 @@ def job_metadata(asset: str, done: Done, compute: ComputeSection) -> dict[str, A
     if done.log:
         shown["job_log"] = dg.MetadataValue.path(done.log)
     return shown
+
+
+def summed(tasks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Metadata of an artifact that several tasks made together: their ids, and their costs added up."""
+    made = [task for task in tasks if "slurm_job_id" in task]
+    if not made:
+        return {}
+    costs = {name for task in made for name in task if name in _COSTS}
+    total = {name: sum(_plain(task.get(name, 0)) for task in made) for name in sorted(costs)}
+    return {"slurm_job_id": ", ".join(str(_plain(task["slurm_job_id"])) for task in made), **total}
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, dg.MetadataValue) else value
 
 
 def _named_by_dagster_slurm(ending: Ending) -> dict[str, Any]:

@@ -13,8 +13,8 @@ def choose_runner(work: Work) -> Runner:
     kind = CATALOGUE.get(work.asset)
     here = work.asset in compute.local_assets or (kind is not None and kind.here)
     if compute.profile != "local" and not here:
-        from spatial_assets.compute.cluster import JobArray, SingleJob
+        from spatial_assets.compute.cluster import ClusterJobs
 
-        return SingleJob() if len(work.calls) == 1 else JobArray()
+        return ClusterJobs()
     # What runs side by side would fight over the logging and random state of one process.
     return ChildProcess() if compute.isolation == "subprocess" or work.side_by_side else InProcess()

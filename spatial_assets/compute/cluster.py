@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
@@ -13,14 +14,42 @@ from spatial_assets.compute.accounting import job_metadata
 from spatial_assets.compute.base import Outcome, Work
 from spatial_core.cluster.building import ready_python
 from spatial_core.cluster.engine import Engine
+from spatial_core.cluster.identity import identity
 from spatial_core.cluster.ledger import SubmissionRecord
+from spatial_core.cluster.made import MadeBefore
 from spatial_core.cluster.scheduler import Scheduler
 from spatial_core.cluster.transport import transport_for
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ClusterError
+from spatial_core.jobs.registry import StageCall
 
 JOB_TAG = "cluster_job/{asset}"
 _ENDING = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
+
+
+class ClusterJobs:
+    """Sends what is missing: one call as a plain job, several as one array. What was made before is found here."""
+
+    def run_all(self, context: dg.AssetExecutionContext, work: Work) -> Iterator[Outcome]:
+        made = MadeBefore(next(iter(work.calls.values())).settings.jobs_dir, work.asset)
+        asked = {key: identity(work.asset, key, call) for key, call in work.calls.items()}
+        missing = dict(work.calls)
+        # Workers that share something are asked for because there is more to do, whatever they made before.
+        for key in () if work.side_by_side else tuple(asked):
+            if (report := made.find(key, asked[key])) is not None:
+                del missing[key]
+                yield Outcome(key, report)
+        if not missing:
+            return
+        for outcome in one_or_many(missing).run_all(context, replace(work, calls=missing)):
+            if outcome.report is not None:
+                made.note(outcome.key, asked[outcome.key], outcome.report)
+            yield outcome
+
+
+def one_or_many(calls: Mapping[str, StageCall]) -> SingleJob | JobArray:
+    """How calls are sent."""
+    return SingleJob() if len(calls) == 1 else JobArray()
 
 
 class JobArray:

@@ -21,7 +21,7 @@ from dagster_slurm.launchers import ExecutionPlan
 from spatial_assets.compute import cluster
 from spatial_assets.compute.base import Outcome, Work
 from spatial_assets.compute.choose import choose_runner
-from spatial_assets.compute.cluster import JOB_TAG, JobArray, SingleJob
+from spatial_assets.compute.cluster import JOB_TAG, ClusterJobs, JobArray, SingleJob, one_or_many
 from spatial_assets.compute.dagster_slurm_client import HardenedSlurmPipesClient
 from spatial_assets.compute.dagster_slurm_terms import overrides
 from spatial_assets.compute.local import ChildProcess
@@ -181,9 +181,9 @@ def test_settings_that_its_models_refuse_are_named(tmp_path: Path) -> None:
 def test_one_call_is_one_job_and_several_are_an_array(city: Path, tmp_path: Path) -> None:
     settings = settings_in(tmp_path, local_assets=("hf_model",))
     call = ingest(city, settings)
-    assert isinstance(choose_runner(Work("intermediates", {"0901": call})), SingleJob)
-    assert isinstance(choose_runner(Work("merged_splits", {"": call})), SingleJob)
-    assert isinstance(choose_runner(Work("intermediates", {"0901": call, "0902": call})), JobArray)
+    assert isinstance(choose_runner(Work("intermediates", {"0901": call})), ClusterJobs)
+    assert isinstance(one_or_many({"": call}), SingleJob)
+    assert isinstance(one_or_many({"0901": call, "0902": call}), JobArray)
     assert isinstance(choose_runner(Work("hf_model", {"": call})), ChildProcess)
 
 
@@ -209,6 +209,20 @@ def test_the_artifact_is_the_local_one_and_the_run_shows_the_job(
     assert tags["dagster_slurm/run_dir"].startswith(str(settings.jobs_dir))
     assert any("0901.tar" in line for line in ran.lines), "the stage's progress is in the event log"
     assert not any("[pipes] unexpected" in line or "did not receive" in line for line in ran.lines)
+
+
+def test_what_a_job_made_before_is_found_without_another(
+    city: Path, pocket: PocketScheduler, instance, tmp_path: Path
+) -> None:
+    settings = settings_in(tmp_path)
+    first = Ran(instance, {key: ingest(city, settings, key) for key in KEYS})
+    again = Ran(instance, {key: ingest(city, settings, key) for key in KEYS})
+    assert len(pocket.submissions) == 1
+    assert {o.key: o.result() for o in again.outcomes} == {o.key: o.result().unchanged() for o in first.outcomes}
+    first.outcomes[0].result().artifact.unlink()
+    third = Ran(instance, {key: ingest(city, settings, key) for key in KEYS})
+    assert len(pocket.submissions) == 2, "only what is missing is sent"
+    assert sum(outcome.result().up_to_date for outcome in third.outcomes) == 1
 
 
 def test_both_ways_name_their_metadata_alike(city: Path, pocket: PocketScheduler, instance, tmp_path: Path) -> None:

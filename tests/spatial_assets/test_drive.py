@@ -91,13 +91,17 @@ def test_runs_of_a_killed_driver_are_closed(lake, disk_instance: dg.DagsterInsta
     """Otherwise they would count as in progress for ever and keep their places in the pools."""
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    lost = {WORKER_TAG: f"{socket.gethostname()}/{process.pid}/then"}
-    elsewhere = {WORKER_TAG: f"not-{socket.gethostname()}/{process.pid}/then"}
-    runs = {}
-    for name, tags in (("mine", {}), ("lost", lost), ("elsewhere", elsewhere), ("unmarked", {})):
-        runs[name] = disk_instance.create_run_for_job(
-            job_def=defs().resolve_implicit_global_asset_job_def(), tags=tags, status=dg.DagsterRunStatus.STARTED
+    runs = {
+        name: disk_instance.create_run_for_job(
+            job_def=defs().resolve_implicit_global_asset_job_def(), status=dg.DagsterRunStatus.STARTED
         )
+        for name in ("mine", "lost", "elsewhere", "started again", "unmarked")
+    }
+    place = f"{socket.gethostname()}/{process.pid}/then"
+    marks = {"lost": runs["lost"].run_id, "elsewhere": f"{runs['elsewhere'].run_id}/not-", "started again": "before"}
+    for name, mark in marks.items():
+        worker = mark + place if mark.endswith("not-") else f"{mark}/{place}"
+        disk_instance.add_run_tags(runs[name].run_id, {WORKER_TAG: worker})
     mark_worker(disk_instance, runs["mine"])
     storage = disk_instance.event_log_storage
     storage.initialize_concurrency_limit_to_default("gpu")
@@ -105,7 +109,7 @@ def test_runs_of_a_killed_driver_are_closed(lake, disk_instance: dg.DagsterInsta
     with pytest.raises(InputError):
         drive(lake.config, disk_instance, settle_s=0)
     status = {name: disk_instance.get_run_by_id(run.run_id).status.value for name, run in runs.items()}
-    assert status == {"mine": "STARTED", "lost": "FAILURE", "elsewhere": "STARTED", "unmarked": "STARTED"}
+    assert status == {name: "FAILURE" if name == "lost" else "STARTED" for name in runs}
     assert storage.claim_concurrency_slot("gpu", runs["mine"].run_id, "step").is_claimed
 
 

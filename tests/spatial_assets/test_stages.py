@@ -100,7 +100,7 @@ def test_a_run_says_which_process_executes_it(lake, raw, instance) -> None:
     """By that, a run whose process is gone is told from one that takes long."""
     result = run(lake, instance, ["intermediates"], ["0901"])
     worker = instance.get_run_by_id(result.run_id).tags[WORKER_TAG]
-    assert worker.split("/")[:2] == [socket.gethostname(), str(os.getpid())]
+    assert worker.split("/")[:3] == [result.run_id, socket.gethostname(), str(os.getpid())]
 
 
 def test_a_range_reports_each_key_its_own_figures(lake, raw, instance) -> None:

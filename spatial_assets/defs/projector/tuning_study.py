@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 
+from spatial_assets.compute.accounting import summed
 from spatial_assets.compute.base import Outcome, Work, one_line
 from spatial_assets.defs.resources import ComputeResource, SettingsResource
 from spatial_assets.metadata import column_schema
@@ -54,9 +55,13 @@ def tuning_study(
     # Optuna takes a second to import, which only a run should pay.
     from spatial_core.tuning.orchestrate import conduct
 
+    ran: list[Mapping[str, Any]] = []
+
     def run_workers(calls: dict[str, StageCall]) -> Mapping[str, str]:
         failures = {}
+        ran.clear()
         for outcome in compute.run_all(context, Work("tuning_study", calls, side_by_side=True)):
+            ran.append(outcome.metadata)
             if outcome.error is not None:
                 failures[outcome.key] = one_line(outcome.error)
             context.log.info(f"tuning_study worker {outcome.key}: {failures.get(outcome.key, 'done')}")
@@ -64,6 +69,6 @@ def tuning_study(
 
     def make(tree: Settings) -> Outcome:
         paced = PacedProgress(context.log.info)
-        return Outcome("", report=conduct(STAGE.call(tree, ""), run_workers, paced))
+        return Outcome("", report=conduct(STAGE.call(tree, ""), run_workers, paced), metadata=summed(ran))
 
     yield from STAGE.whole(context, settings, compute, make)

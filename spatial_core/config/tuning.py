@@ -57,7 +57,7 @@ class TuningSection(Section):
     )
     heartbeat_s: PositiveInt = Field(30, description="seconds between two signs of life of a running trial")
     grace_s: PositiveInt = Field(300, description="seconds without sign of life after which a trial counts as lost")
-    max_retries: int = Field(3, ge=0, description="times that a lost trial is tried again")
+    max_retries: int = Field(5, ge=0, description="times that a lost trial is tried again")
     database_patience_s: PositiveFloat = Field(
         900.0, description="seconds that workers wait for a database that is down"
     )

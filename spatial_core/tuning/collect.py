@@ -68,7 +68,7 @@ def collect_study(  # noqa: PLR0917 - a stage is called by name
     with exclusive(artifact):
         study = open_study(plan, storage_file)
         record = study_record(study, plan, settings)
-        progress(len(record["trials"]), plan.trials, "trials collected")
+        progress(len(record["trials"]), len(record["trials"]), "trials collected")
         states = tally(study.get_trials(deepcopy=False))
         report = Report(
             stage=STAGE,

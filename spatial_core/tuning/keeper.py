@@ -25,7 +25,9 @@ from typing import Any
 USERS_LOCK = ".users.lock"
 LOG = "postgres.log"
 _PR_SET_PDEATHSIG = 1
-_RESTARTS = 5
+# A server that ends this often in a row without having lasted is not started again.
+_FAILURES = 5
+_LASTING_S = 5.0
 _STOP_S = 60.0
 
 
@@ -53,7 +55,9 @@ def keep(folder: Path, data: Path, user: int | None, command: list[str]) -> int:
     """Run the server until nobody uses it; returns the exit code of the keeper."""
     unused = threading.Event()
     threading.Thread(target=_wait_until_unused, args=(folder / USERS_LOCK, unused), daemon=True).start()
-    for _ in range(_RESTARTS):
+    failures = 0
+    while failures < _FAILURES:
+        started = time.monotonic()
         with (folder / LOG).open("ab") as log, as_server_user(data, user) as (place, options):
             server = Popen(
                 [*command, "-D", place],
@@ -67,6 +71,7 @@ def keep(folder: Path, data: Path, user: int | None, command: list[str]) -> int:
             continue
         if unused.is_set():
             return _stop(server)
+        failures = 0 if time.monotonic() - started > _LASTING_S else failures + 1
         time.sleep(1.0)
     return 1
 

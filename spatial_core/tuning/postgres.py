@@ -211,12 +211,13 @@ def _server_user() -> int | None:
 
 
 def _write_access_rules(data: Path, settings: TuningSection) -> None:
-    networks = ["127.0.0.1/32", "::1/128"] + ([] if _is_loopback(settings.host) else [settings.client_network])
+    networks = ["127.0.0.1/32", "::1/128"] + ([] if is_loopback(settings.host) else [settings.client_network])
     path = data / "pg_hba.conf"
     path.write_text("".join(f"host {_NAME} {_NAME} {network} scram-sha-256\n" for network in networks))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only processes of this machine reach the address."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

@@ -28,7 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 from spatial_core.config.settings import Settings
 from spatial_core.config.tuning import TuningSection
 from spatial_core.errors import ConfigError, InputError
-from spatial_core.tuning.postgres import embedded_database
+from spatial_core.tuning.postgres import embedded_database, is_loopback
 from spatial_core.tuning.secrets import URL_FILE, read_secret, write_secret
 
 _LOG = logging.getLogger(__name__)
@@ -63,6 +63,12 @@ def study_database(settings: Settings, storage_file: Path | None = None) -> Iter
     named = storage_file or (None if tuning.storage_file is None else settings.absolute(tuning.storage_file))
     folder = settings.locations.tuning_dir
     if named is None and tuning.storage_url is None:
+        if settings.compute.profile != "local" and is_loopback(tuning.host):
+            _LOG.warning(
+                "workers run on a cluster, but tuning.host is %s: only nodes that are this machine reach the study "
+                "database",
+                tuning.host,
+            )
         with embedded_database(folder, tuning) as embedded:
             yield embedded
         return
@@ -160,12 +166,14 @@ class PatientStorage(RDBStorage):
             while True:
                 try:
                     return call()
-                except (sqlalchemy.exc.DBAPIError, StorageInternalError) as error:
+                except (sqlalchemy.exc.SQLAlchemyError, StorageInternalError) as error:
                     cause = _cause(error)
                     if not _is_passing(error) or time.monotonic() > deadline:
                         raise InputError(f"the study database ({self._file}): {cause}") from error
-                    _LOG.warning("the study database does not answer (%s); trying again in %.0f s", cause, wait)
+                    _LOG.warning("the study database does not answer (%s); trying again in %.1f s", cause, wait)
                     self._state.repeated = True
+                    if hasattr(self, "scoped_session"):  # this thread's; it remembers a transaction that is lost
+                        self.scoped_session.remove()
                     time.sleep(wait * random.uniform(0.8, 1.2))
                     wait = min(2 * wait, _LONGEST_WAIT_S)
         finally:
@@ -248,7 +256,9 @@ def _is_passing(error: Exception) -> bool:
     text = str(found)
     if any(words in text for words in _HOPELESS):
         return False
-    if isinstance(found, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError):
+    if isinstance(
+        found, sqlalchemy.exc.OperationalError | sqlalchemy.exc.InterfaceError | sqlalchemy.exc.PendingRollbackError
+    ):
         return True
     return isinstance(found, sqlalchemy.exc.DBAPIError) and (found.connection_invalidated or _RACE in text)
 

@@ -143,7 +143,7 @@ def open_study(plan: Plan, storage_file: Path) -> Study:
     Raises:
         InputError: if the database does not answer.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a trial that fails is told of here, in one line
     storage = PatientStorage(storage_file, plan.settings.tuning)
     storage.quota = plan.trials
     study = optuna.create_study(

@@ -6,11 +6,15 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from spatial_core.config.settings import Settings
 from spatial_core.config.tuning import TuningSection
+from spatial_core.report import Report
+from spatial_core.tuning.collect import collect_study
 from spatial_core.tuning.postgres import embedded_database
+from spatial_core.tuning.worker import tune_worker
 from tests.data.make_training_lake import Lake, build_lake, train_settings
 
 SPACE = (
@@ -18,6 +22,18 @@ SPACE = (
     "learning_rate=[1e-4, 1e-1]}"
 )
 MakeSettings = Callable[..., Settings]
+
+
+def keeper_of(folder: Path) -> psutil.Process:
+    """The keeper, started by this process, of the PostgreSQL in a folder."""
+    (keeper,) = [child for child in psutil.Process().children() if str(folder / "postgres") in child.cmdline()]
+    return keeper
+
+
+def study_by_one(lake: Lake, output: Path, settings: Settings, database: Path) -> Report:
+    """A study made by one worker in this process, which spares the seconds that starting others takes."""
+    tune_worker(lake.merged, lake.difficulty, output, database, "00", settings)
+    return collect_study(lake.merged, lake.difficulty, output, database, settings)
 
 
 @pytest.fixture(scope="session")

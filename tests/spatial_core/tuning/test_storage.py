@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import signal
 import threading
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -19,7 +21,7 @@ from spatial_core.errors import ConfigError, InputError
 from spatial_core.tuning.postgres import embedded_database
 from spatial_core.tuning.secrets import read_secret, write_secret
 from spatial_core.tuning.storage import PatientStorage, StudyFull, database_of, study_database
-from tests.spatial_core.tuning.conftest import MakeSettings
+from tests.spatial_core.tuning.conftest import MakeSettings, keeper_of
 
 QUICK = TuningSection(heartbeat_s=1, grace_s=2, database_patience_s=30)
 
@@ -132,6 +134,39 @@ def test_a_database_that_is_down_is_waited_for_and_may_have_moved(tmp_path: Path
         write_secret(pointer, read_secret(second))
         reader.join(20)
         assert found == ["after the move"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGQUIT, signal.SIGKILL])
+def test_a_database_that_dies_in_the_middle_of_anything_is_outlasted(tmp_path: Path, how: signal.Signals) -> None:
+    lenient = QUICK.model_copy(update={"grace_s": 60})
+    with embedded_database(tmp_path / "a", TuningSection()) as file:
+        keeper = keeper_of(tmp_path / "a")
+        over = threading.Event()
+
+        def objective(trial: optuna.Trial) -> float:
+            value = trial.suggest_float("x", 0, 1)
+            trial.set_user_attr("seen", True)
+            for step in range(3):
+                trial.report(value, step)
+                trial.should_prune()
+            return value
+
+        def work() -> int:
+            study = optuna.load_study(study_name="s", storage=PatientStorage(file, lenient))
+            while not over.is_set():
+                study.optimize(objective, n_trials=1)
+            return len(study.trials)
+
+        optuna.create_study(storage=PatientStorage(file, lenient), study_name="s")
+        with ThreadPoolExecutor(3) as pool:
+            working = [pool.submit(work) for _ in range(3)]
+            for _ in range(3):
+                time.sleep(1.5)
+                for server in keeper.children():
+                    server.send_signal(how)
+            time.sleep(3)
+            over.set()
+            assert max(worker.result(60) for worker in working) > 3
 
 
 def test_patience_ends(tmp_path: Path) -> None:

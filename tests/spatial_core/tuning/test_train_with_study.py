@@ -20,8 +20,8 @@ from spatial_core.metric_learning.training import train_projector
 from spatial_core.quality.checks import study_sound
 from spatial_core.report import Report
 from spatial_core.storage.atomic import write_json
-from spatial_core.tuning.orchestrate import tune
 from tests.data.make_training_lake import Lake, train_settings
+from tests.spatial_core.tuning.conftest import study_by_one
 
 PARAMETERS = {
     "learning_rate": 0.02,
@@ -140,8 +140,7 @@ def test_what_is_no_study_is_refused(
 def searched(lake: Lake, database: Path, tuned: Callable[..., Settings], tmp_path: Path) -> tuple[Settings, Report]:
     """A real study in the lake of its settings."""
     settings = tuned(f"paths.merged_dir={lake.merged}", f"paths.difficulty_metadata_path={lake.difficulty}")
-    report = tune(lake.merged, lake.difficulty, settings.locations.tuning_dir, settings, storage_file=database)
-    return settings, report
+    return settings, study_by_one(lake, settings.locations.tuning_dir, settings, database)
 
 
 def test_a_real_study_trains_the_head_of_its_best_trial(lake: Lake, searched: tuple[Settings, Report]) -> None:
@@ -177,7 +176,7 @@ def test_a_new_study_makes_the_checkpoint_stale_and_none_does_not(
     found = {status.asset: status for status in lake_status(settings)}
     assert found["projector_checkpoint"].state == "made"
     assert (found["tuning_study"].state, found["tuning_study"].why) == ("missing", "made on demand only")
-    tune(lake.merged, lake.difficulty, at.tuning_dir, settings, storage_file=database)
+    study_by_one(lake, at.tuning_dir, settings, database)
     found = {status.asset: status for status in lake_status(settings)}
     assert found["projector_checkpoint"].why == "tuning_study changed or is new"
 

@@ -28,7 +28,7 @@ from spatial_core.tuning.orchestrate import tune
 from spatial_core.tuning.secrets import read_secret
 from spatial_core.tuning.worker import trial_folder
 from tests.data.make_training_lake import Lake
-from tests.spatial_core.tuning.conftest import MakeSettings
+from tests.spatial_core.tuning.conftest import MakeSettings, keeper_of, study_by_one
 
 
 def search(lake: Lake, output: Path, settings: Settings, **named: Any) -> Report:
@@ -117,7 +117,7 @@ def test_two_workers_share_a_study_and_keep_its_password_to_themselves(
 
 def test_the_study_file_says_what_was_found(lake: Lake, database: Path, tuned: MakeSettings, tmp_path: Path) -> None:
     settings = tuned("tuning.trials=11", "tuning.max_epochs=1", "logging.wandb_enabled=false")
-    report = search(lake, tmp_path, settings, storage_file=database)
+    report = study_by_one(lake, tmp_path, settings, database)
     record = json.loads(report.artifact.read_text())
     complete = {trial["number"]: trial["value"] for trial in record["trials"]}
     best = record["best"]
@@ -146,17 +146,17 @@ def test_a_study_is_continued_and_another_question_is_another_study(
     lake: Lake, database: Path, tuned: MakeSettings, tmp_path: Path
 ) -> None:
     short = ("tuning.max_epochs=1", "tuning.startup_trials=9")
-    first = search(lake, tmp_path, tuned("tuning.trials=2", *short), storage_file=database)
+    first = study_by_one(lake, tmp_path, tuned("tuning.trials=2", *short), database)
     before = trials_of(first)
     more = search(lake, tmp_path, tuned("tuning.trials=4", *short, "tuning.workers=2"), storage_file=database)
     after = trials_of(more)
     assert [trial["number"] for trial in after] == [0, 1, 2, 3]
     assert after[:2] == before
-    other = search(lake, tmp_path, tuned("tuning.trials=1", *short, "training.margin=0.4"), storage_file=database)
+    other = study_by_one(lake, tmp_path, tuned("tuning.trials=1", *short, "training.margin=0.4"), database)
     assert other.details["study"] == more.details["study"], "what is searched is not part of the question"
     assert len(trials_of(other)) == 4
     asked = tuned("tuning.trials=1", *short, "training.ucb_reward=negative_loss")
-    changed = search(lake, tmp_path, asked, storage_file=database)
+    changed = study_by_one(lake, tmp_path, asked, database)
     assert changed.details["study"] != more.details["study"]
     assert len(trials_of(changed)) == 1
     assert [folder.name for folder in (tmp_path / "trials").iterdir()] == ["trial_00000"]
@@ -193,6 +193,29 @@ def test_a_killed_worker_is_recovered(lake: Lake, tuned: MakeSettings) -> None:
     assert (report.kept, dict(report.rejected)) == (4, {"lost": 1})
 
 
+def test_a_database_that_dies_costs_no_trial(lake: Lake, tuned: MakeSettings) -> None:
+    """Its keeper starts it again, and workers wait for it."""
+    settings = tuned("tuning.workers=2", "tuning.trials=4", "tuning.max_epochs=25", "tuning.grace_s=60")
+    output = settings.locations.tuning_dir
+    died: list[int] = []
+
+    def look() -> bool:
+        if not list((output / "trials").glob("trial_*/training_state.safetensors")):
+            return True
+        (server,) = keeper_of(output).children()
+        died.append(server.pid)
+        server.send_signal(signal.SIGQUIT)
+        return False
+
+    with Watch(look):
+        report = search(lake, output, settings)
+    assert died
+    assert (report.rows, report.kept) == (4, 4)
+    assert "terminating any other active server processes" in (output / "postgres.log").read_text() or (
+        "immediate shutdown" in (output / "postgres.log").read_text()
+    )
+
+
 def test_a_study_whose_workers_all_fail_says_so(
     lake: Lake, database: Path, tuned: MakeSettings, tmp_path: Path
 ) -> None:
@@ -209,7 +232,7 @@ def test_a_share_that_is_too_small_leaves_a_study_to_be_continued(
     settings = tuned("tuning.trials_per_worker=1", "tuning.trials=2", "tuning.max_epochs=1")
     first = search(lake, tmp_path, settings, storage_file=database)
     assert (first.rows, first.details["wanted"]) == (1, 2)
-    assert search(lake, tmp_path, settings, storage_file=database).rows == 2
+    assert study_by_one(lake, tmp_path, settings, database).rows == 2
 
 
 @pytest.mark.parametrize(

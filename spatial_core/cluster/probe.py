@@ -155,7 +155,8 @@ def make_probe(
         script.append(_CODE.replace("@ASKING@", shlex.quote(asking_script(settings.compute, python))))
     script.append(_END.replace("@LOOKS@", str(_HOLD_LOOKS)))
     options = (
-        f"--job-name={name}", "--comment=spatial cluster check", f"--chdir={folder}", f"--output={folder}/probe.log",
+        f"--job-name={name}", "--comment=spatial cluster check", f"--chdir={folder}",
+        f"--output={str(folder).replace('%', '%%')}/probe.log",
         "--export=ALL", *small.options(),
     )  # fmt: skip
     return Probe(partition, Submission(name, folder, options, {"job.sh": "".join(script)}, ("",)), token, mine, folders)

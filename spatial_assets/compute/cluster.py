@@ -15,7 +15,7 @@ from spatial_assets.compute.base import Outcome, Work
 from spatial_core.cluster.building import ready_python
 from spatial_core.cluster.engine import Engine
 from spatial_core.cluster.identity import identity
-from spatial_core.cluster.ledger import SubmissionRecord
+from spatial_core.cluster.ledger import Ledger, SubmissionRecord
 from spatial_core.cluster.made import MadeBefore
 from spatial_core.cluster.scheduler import Scheduler
 from spatial_core.cluster.transport import transport_for
@@ -31,11 +31,14 @@ class ClusterJobs:
     """Sends what is missing: one call as a plain job, several as one array. What was made before is found here."""
 
     def run_all(self, context: dg.AssetExecutionContext, work: Work) -> Iterator[Outcome]:
-        made = MadeBefore(next(iter(work.calls.values())).settings.jobs_dir, work.asset)
+        jobs_dir = next(iter(work.calls.values())).settings.jobs_dir
+        made = MadeBefore(jobs_dir, work.asset)
         asked = {key: identity(work.asset, key, call) for key, call in work.calls.items()}
         missing = dict(work.calls)
+        # A job that is on its way has to be followed to its end, or nobody would take note of it.
+        on_their_way = Ledger(jobs_dir).find(asked)
         # Workers that share something are asked for because there is more to do, whatever they made before.
-        for key in () if work.side_by_side else tuple(asked):
+        for key in () if work.side_by_side else [key for key in asked if key not in on_their_way]:
             if (report := made.find(key, asked[key])) is not None:
                 del missing[key]
                 yield Outcome(key, report)

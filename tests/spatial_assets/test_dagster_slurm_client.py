@@ -225,6 +225,22 @@ def test_what_a_job_made_before_is_found_without_another(
     assert sum(outcome.result().up_to_date for outcome in third.outcomes) == 1
 
 
+def test_a_job_that_nobody_followed_to_its_end_is_taken_note_of(
+    city: Path, pocket: PocketScheduler, instance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when its artifact is known already: or the ledger would hold it for ever."""
+    settings = settings_in(tmp_path)
+    calls = {key: ingest(city, settings, key) for key in KEYS}
+    with monkeypatch.context() as lost:
+        lost.setattr(Ledger, "settle", lambda ledger, tasks: None)
+        Ran(instance, calls)
+    ledger = Ledger(settings.jobs_dir)
+    assert len(ledger.submissions()) == 1
+    assert len(Ran(instance, calls).outcomes) == len(KEYS)
+    assert ledger.submissions() == []
+    assert len(pocket.submissions) == 1
+
+
 def test_both_ways_name_their_metadata_alike(city: Path, pocket: PocketScheduler, instance, tmp_path: Path) -> None:
     one = settings_in(tmp_path / "one")
     two = settings_in(tmp_path / "two")

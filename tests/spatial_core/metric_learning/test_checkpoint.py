@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from spatial_core.config.sections import TrainingModelSection
-from spatial_core.errors import ArtifactError, DigestMismatch, InputError, ModelError
+from spatial_core.errors import ArtifactError, DigestMismatch, InputError, ModelError, StorageFull
 from spatial_core.metric_learning.checkpoint import (
     BEST,
     Backbone,
@@ -117,7 +117,7 @@ def test_a_write_that_fails_leaves_the_previous_checkpoint(tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(StorageFull, match="no space left for checkpoint_best"):
         save_checkpoint(path, Checkpoint(Projector(CONFIG), epoch=9))
     monkeypatch.undo()
     assert path.read_bytes() == before

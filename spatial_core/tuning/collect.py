@@ -65,8 +65,7 @@ def collect_study(  # noqa: PLR0917 - a stage is called by name
     started = time.perf_counter() if started is None else started
     plan = plan_study(merged_dir, difficulty, settings)
     artifact = output_dir / ARTIFACT
-    with exclusive(artifact):
-        study = open_study(plan, storage_file)
+    with exclusive(artifact), open_study(plan, storage_file) as study:
         record = study_record(study, plan, settings)
         progress(len(record["trials"]), len(record["trials"]), "trials collected")
         states = tally(study.get_trials(deepcopy=False))

@@ -102,8 +102,7 @@ def conduct(call: StageCall, run_workers: RunWorkers, progress: Progress) -> Rep
     with exclusive(output_dir / "workers"):
         if (done := finished(output_dir / ARTIFACT, plan.key)) is not None and not _wanting_in(done):
             return done
-        with study_database(settings, given.get("storage_file")) as database:
-            study = open_study(plan, database)
+        with study_database(settings, given.get("storage_file")) as database, open_study(plan, database) as study:
             arguments = {**call.arguments, "storage_file": str(database)}
             failures: dict[str, str] = {}
             for names in rounds(study, plan, failures):

@@ -119,7 +119,7 @@ def _start(folder: Path, settings: TuningSection) -> None:
         "listen_addresses": settings.host,
         "port": port,
         "unix_socket_directories": "",
-        "max_connections": 20 + _CONNECTIONS_A_WORKER * settings.workers,
+        "max_connections": 40 + _CONNECTIONS_A_WORKER * settings.workers,
         "shared_buffers": "32MB",
         "timezone": "UTC",
         "log_timezone": "UTC",

@@ -145,7 +145,8 @@ class PatientStorage(RDBStorage):
                 lambda: RDBStorage.__init__(
                     self,
                     shown.render_as_string(),
-                    {"creator": self._connect, "pool_pre_ping": True},
+                    # One session at a time, beside it the turn to add a trial and the heartbeat; few stay open.
+                    {"creator": self._connect, "pool_pre_ping": True, "pool_size": 1, "max_overflow": 5},
                     heartbeat_interval=settings.heartbeat_s,
                     grace_period=settings.grace_s,
                     heartbeat_stale_trial_callback=lost,
@@ -178,6 +179,11 @@ class PatientStorage(RDBStorage):
                     wait = min(2 * wait, _LONGEST_WAIT_S)
         finally:
             self._state.inside = False
+
+    def close(self) -> None:
+        """Close this process's connections."""
+        self.scoped_session.remove()
+        self.engine.dispose()
 
     def _connect(self) -> Any:
         url = database_of(self._file)

@@ -7,10 +7,11 @@ trials than before, another database or another number of workers leave it the s
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,8 +138,9 @@ def plan_study(merged_dir: Path, difficulty: Path, settings: Settings) -> Plan:
     )
 
 
-def open_study(plan: Plan, storage_file: Path) -> Study:
-    """The study in the database that the file names; made if it is not there.
+@contextlib.contextmanager
+def open_study(plan: Plan, storage_file: Path) -> Iterator[Study]:
+    """The study in the database that the file names; made if it is not there. Connections last as long as the block.
 
     Raises:
         InputError: if the database does not answer.
@@ -157,7 +159,10 @@ def open_study(plan: Plan, storage_file: Path) -> Study:
     study.set_user_attr("metric", plan.metric)
     study.set_user_attr(FIXED, plan.settings.tuning.max_queries)
     study.set_user_attr("inputs", dict(plan.inputs))
-    return study
+    try:
+        yield study
+    finally:
+        storage.close()
 
 
 def _pruner(settings: Settings) -> BasePruner:

@@ -91,8 +91,7 @@ def tune_worker(  # noqa: PLR0917 - a stage is called by name
         raise ConfigError(f"worker {worker!r}: expected a number of two to four digits, as in 00")
     plan = plan_study(merged_dir, difficulty, settings)
     artifact = output_dir / "workers" / f"worker_{worker}.json"
-    with exclusive(artifact):
-        study = open_study(plan, storage_file)
+    with exclusive(artifact), open_study(plan, storage_file) as study:
         with resumable():
             begun = _Worker(worker, plan, study, (merged_dir, difficulty, output_dir), progress).run()
         trials = [trial for trial in study.get_trials(deepcopy=False) if trial.user_attrs.get(WORKER) == worker]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,16 @@ def work(lake: Lake, output: Path, database: Path, settings: Settings, worker: s
     return tune_worker(lake.merged, lake.difficulty, output, database, worker, settings)
 
 
-def opened(lake: Lake, database: Path, settings: Settings) -> Study:
-    return open_study(plan_study(lake.merged, lake.difficulty, settings), database)
+OpenStudy = Callable[[Settings], Study]
+
+
+@pytest.fixture
+def opened(lake: Lake, database: Path) -> Iterator[OpenStudy]:
+    """Opens the study of some settings, for as long as the test lasts."""
+    with contextlib.ExitStack() as studies:
+        yield lambda settings: studies.enter_context(
+            open_study(plan_study(lake.merged, lake.difficulty, settings), database)
+        )
 
 
 def test_a_worker_fills_the_study(lake: Lake, database: Path, tuned: MakeSettings, tmp_path: Path) -> None:
@@ -61,11 +71,17 @@ def test_a_worker_fills_the_study(lake: Lake, database: Path, tuned: MakeSetting
     assert (again.rows, again.up_to_date, again.details["begun_now"]) == (3, True, 0)
 
 
-def test_a_worker_stops_after_its_share(lake: Lake, database: Path, tuned: MakeSettings, tmp_path: Path) -> None:
+def test_a_worker_stops_after_its_share(
+    lake: Lake,
+    database: Path,
+    tuned: MakeSettings,
+    tmp_path: Path,
+    opened: OpenStudy,
+) -> None:
     settings = tuned("tuning.trials_per_worker=1", "tuning.max_epochs=1")
     assert work(lake, tmp_path, database, settings, "00").rows == 1
     assert work(lake, tmp_path, database, settings, "01").rows == 1
-    assert len(opened(lake, database, settings).trials) == 2
+    assert len(opened(settings).trials) == 2
 
 
 def test_every_trial_is_measured_on_the_same_queries(
@@ -125,12 +141,16 @@ def test_the_same_seed_gives_the_same_trials(lake: Lake, tuned: MakeSettings, tm
 
 
 def test_a_restarted_worker_draws_no_trial_twice(
-    lake: Lake, database: Path, tuned: MakeSettings, tmp_path: Path
+    lake: Lake,
+    database: Path,
+    tuned: MakeSettings,
+    tmp_path: Path,
+    opened: OpenStudy,
 ) -> None:
     settings = tuned("tuning.trials=4", "tuning.startup_trials=4", "tuning.max_epochs=1", "tuning.trials_per_worker=2")
     work(lake, tmp_path, database, settings)
     work(lake, tmp_path, database, settings)
-    trials = opened(lake, database, settings).trials
+    trials = opened(settings).trials
     assert len({json.dumps(trial.params) for trial in trials}) == len(trials) == 4
 
 
@@ -173,8 +193,13 @@ def running_worker(folder: Path, call: StageCall) -> subprocess.Popen[str]:
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
-def test_a_worker_that_is_ended_loses_no_trial(
-    lake: Lake, database: Path, tuned: MakeSettings, tmp_path: Path, how: signal.Signals
+def test_a_worker_that_is_ended_loses_no_trial(  # noqa: PLR0917 - fixtures
+    lake: Lake,
+    database: Path,
+    tuned: MakeSettings,
+    tmp_path: Path,
+    how: signal.Signals,
+    opened: OpenStudy,
 ) -> None:
     """Its trial goes on, from its latest epoch, with the next worker; on SIGTERM it says so itself."""
     settings = tuned("tuning.trials=1", "tuning.max_epochs=120", "training.validate_every_n_epochs=1")
@@ -185,7 +210,7 @@ def test_a_worker_that_is_ended_loses_no_trial(
         "storage_file": str(database),
         "worker": "00",
     }
-    study = opened(lake, database, settings)
+    study = opened(settings)
     process = running_worker(tmp_path, StageCall("tune-worker", arguments, settings))
     deadline = time.monotonic() + 90
     while not any(trial.intermediate_values for trial in study.get_trials(deepcopy=False)):
@@ -213,12 +238,17 @@ def test_a_worker_that_is_ended_loses_no_trial(
     assert checkpoint["report"]["details"]["resumed_from_epoch"] >= reached - 1
 
 
-def test_a_trial_that_was_taken_over_meanwhile_is_left_to_the_others(
-    lake: Lake, database: Path, tuned: MakeSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_trial_that_was_taken_over_meanwhile_is_left_to_the_others(  # noqa: PLR0917 - fixtures
+    lake: Lake,
+    database: Path,
+    tuned: MakeSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    opened: OpenStudy,
 ) -> None:
     """The database was out of reach for longer than the grace period: the others count the trial as lost."""
     settings = tuned("tuning.trials=1")
-    study = opened(lake, database, settings)
+    study = opened(settings)
     asked = optuna.Trial.should_prune
     taken: list[int] = []
 
@@ -243,10 +273,14 @@ def test_folders_of_another_study_make_way(lake: Lake, database: Path, tuned: Ma
 
 
 def test_a_lost_attempt_whose_folder_is_still_written_to_is_not_taken_over(
-    lake: Lake, database: Path, tuned: MakeSettings, tmp_path: Path
+    lake: Lake,
+    database: Path,
+    tuned: MakeSettings,
+    tmp_path: Path,
+    opened: OpenStudy,
 ) -> None:
     settings = tuned("tuning.trials=1", "tuning.max_epochs=2")
-    study = opened(lake, database, settings)
+    study = opened(settings)
     work(lake, tmp_path, database, settings)
     study._storage._backend.quota = None  # type: ignore[attr-defined]
     study.add_trial(

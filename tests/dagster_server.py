@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -86,11 +87,13 @@ class Server:
 
     def kill(self) -> None:
         """End it and everything it started at once, as when the host goes down."""
-        family = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
-        for process in family:
-            process.kill()
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        self.process.kill()
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):  # a short-lived one, ended since it was listed
+                child.kill()
         self.process.wait()
-        psutil.wait_procs([process for process in family if isinstance(process, psutil.Process)], timeout=30)
+        psutil.wait_procs(children, timeout=30)
 
     def ask(self, query: str, **variables: Any) -> dict[str, Any]:
         """Answer to a GraphQL query."""

@@ -9,6 +9,7 @@ import dagster as dg
 from spatial_assets.compute.cluster import scheduler_for
 from spatial_assets.defs.resources import SettingsResource
 from spatial_assets.partitions import RANGE_TAGS
+from spatial_core.cluster.accounting import account_for_given_up
 from spatial_core.cluster.ledger import Ledger, SubmissionRecord, TaskRecord
 from spatial_core.cluster.sending import cancel_submission
 from spatial_core.config.settings import Settings
@@ -50,6 +51,7 @@ def cluster_jobs(context: dg.SensorEvaluationContext, settings: SettingsResource
     if tree.compute.profile == "local":
         return dg.SkipReason("compute.profile is local")
     ledger = Ledger(tree.jobs_dir)
+    _account(context, tree)
     requests: list[dg.RunRequest] = []
     left: list[str] = []
     for submission in ledger.submissions():
@@ -65,6 +67,14 @@ def cluster_jobs(context: dg.SensorEvaluationContext, settings: SettingsResource
         return dg.SkipReason("every job belongs to a run in progress")
     context.log.info(f"run ended before its jobs: {', '.join(left)}; following them")
     return dg.SensorResult(run_requests=requests)
+
+
+def _account(context: dg.SensorEvaluationContext, settings: Settings) -> None:
+    """Keep what cancelled jobs used, which accounting knows a little after they were cancelled."""
+    try:
+        account_for_given_up(settings, scheduler_for(settings, context.log.warning))
+    except ClusterError as error:
+        context.log.warning(f"what cancelled jobs used is not known yet: {error}")
 
 
 def _retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:

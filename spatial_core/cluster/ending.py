@@ -39,23 +39,23 @@ _AGAIN = "materialize again; finished pieces are kept"
 _FAILURES: dict[str, tuple[type[JobFailed], str]] = {
     "OUT_OF_MEMORY": (
         JobOutOfMemory,
-        "ask for more memory than {mem} (compute.resources.ASSET.mem), use smaller batches, or set compute.retries to "
-        "have it sent again with more",
+        "ask for more memory than {mem} (compute.resources.{asset}.mem), use smaller batches, or set compute.retries "
+        "to have it sent again with more",
     ),
     "TIMEOUT": (
         JobTimedOut,
-        "ask for more time than {time} (compute.resources.ASSET.time_limit), or set compute.retries; finished pieces "
-        "are kept",
+        "ask for more time than {time} (compute.resources.{asset}.time_limit), or set compute.retries; finished "
+        "pieces are kept",
     ),
     "INTERRUPTED": (
         JobTimedOut,
         "it was told to stop and had got no further than the time before; ask for more time than {time} "
-        "(compute.resources.ASSET.time_limit)",
+        "(compute.resources.{asset}.time_limit)",
     ),
     "DEADLINE": (JobTimedOut, "it could not end before its --deadline"),
     "PREEMPTED": (JobPreempted, _AGAIN + "; or use a partition whose jobs are not preempted"),
     "REVOKED": (JobPreempted, _AGAIN),
-    "CANCELLED": (JobCancelled, ""),
+    "CANCELLED": (JobCancelled, "somebody used scancel, or the cluster's administration did; " + _AGAIN),
     "NODE_FAIL": (NodeFailed, _AGAIN),
     "BOOT_FAIL": (NodeFailed, _AGAIN),
     VANISHED: (JobVanished, "neither the queue nor the accounting knows it; materialize again"),
@@ -79,6 +79,7 @@ class Ending:
     Args:
         task_id: as the scheduler names it.
         state: of accounting, one word; VANISHED when neither queue nor accounting knows the task.
+        by: number of the user who cancelled it, empty where nobody did.
         exit_code: of the job, 0 when a signal ended it.
         signal: that ended it, 0 for none.
         elapsed_s: seconds it ran.
@@ -96,6 +97,7 @@ class Ending:
 
     task_id: str
     state: str
+    by: str = ""
     exit_code: int = 0
     signal: int = 0
     elapsed_s: int = 0
@@ -129,6 +131,7 @@ def ending_of(task_id: str, accounted: Accounted) -> Ending:
     return Ending(
         task_id,
         accounted.state,
+        by=job["State"].partition(" by ")[2],
         exit_code=int(code or 0),
         signal=int(signal or 0),
         elapsed_s=int(job["ElapsedRaw"] or 0),
@@ -190,16 +193,17 @@ def usage_record(
     }
 
 
-def failure_of(ending: Ending, resources: Resources, log: str, said: Said) -> JobFailed:
+def failure_of(ending: Ending, asset: str, resources: Resources, log: str, said: Said) -> JobFailed:
     """The typed failure of a task that did not end well.
 
     Args:
         ending: how it ended.
+        asset: what it was to make.
         resources: what it had asked for.
         log: last bytes of its output.
         said: what it reported: an unexpected error, or that it was interrupted.
     """
-    kind, remedy = _kind(ending, resources, said)
+    kind, remedy = _kind(ending, said)
     reported = said.exception or (said.interrupted or {}).get("message")
     how = [f"exit code {ending.exit_code}" if not ending.signal else f"signal {ending.signal}"]
     how.append(f"after {ending.elapsed_s} s")
@@ -208,21 +212,21 @@ def failure_of(ending: Ending, resources: Resources, log: str, said: Said) -> Jo
     if ending.node:
         how.append(f"on {ending.node}")
     lines = [line.strip() for line in log.splitlines() if line.strip()][-_TAIL_LINES:]
-    parts = [f"job {ending.task_id} ended {ending.state} ({', '.join(how)})"]
+    by = f" by user {ending.by}" if ending.by else ""
+    parts = [f"job {ending.task_id} ended {ending.state}{by} ({', '.join(how)})"]
     if reported:
         parts.append(reported)
     if remedy:
-        parts.append(remedy)
+        parts.append(remedy.format(asset=asset, mem=resources.mem, time=resources.time_limit))
     parts.append(f"last lines: {' | '.join(lines) or 'none'}")
     return kind("; ".join(parts))
 
 
-def _kind(ending: Ending, resources: Resources, said: Said) -> tuple[type[JobFailed], str]:
+def _kind(ending: Ending, said: Said) -> tuple[type[JobFailed], str]:
     state = "OUT_OF_MEMORY" if ending.out_of_memory else ending.state
     if state == "FAILED" and said.interrupted is not None:
         state = "INTERRUPTED"
-    kind, remedy = _FAILURES.get(state, (JobFailed, ""))
-    return kind, remedy.format(mem=resources.mem, time=resources.time_limit)
+    return _FAILURES.get(state, (JobFailed, ""))
 
 
 def _allocated(job: Mapping[str, str], resource: str) -> int:

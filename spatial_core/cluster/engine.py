@@ -7,7 +7,6 @@ ended.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections import Counter, defaultdict
@@ -15,7 +14,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from spatial_core.cluster.ending import TERMINAL, VANISHED, Ending, ending_of, given_up, never_starts, usage_record
+from spatial_core.cluster.accounting import account_for_given_up, keep_usage
+from spatial_core.cluster.ending import TERMINAL, VANISHED, Ending, ending_of, given_up, never_starts
 from spatial_core.cluster.following import Done, Observer, Watch
 from spatial_core.cluster.judging import Again, Judge
 from spatial_core.cluster.ledger import Ledger, TaskRecord
@@ -180,8 +180,7 @@ class Engine:
             return
         if shown is not None:
             level, text = shown
-            key = watch.record.key
-            self._observer.log(level, f"[{key}] {text}" if key else text)
+            self._observer.log(level, watch.label(text))
 
     def _outcomes(self, look: Look) -> Iterator[Done]:
         """What has been decided by now."""
@@ -193,7 +192,8 @@ class Engine:
             verdict = self._judge.verdict(watch, ending, logs.get(key, ""))
             if verdict is None:
                 continue
-            self._keep_usage(watch, ending)
+            if watch.own:  # else the run whose job it is does it
+                keep_usage(self._settings, watch.record, ending, watch.said.usage)
             if isinstance(verdict, Again):
                 again[verdict.resources][key] = verdict
                 continue
@@ -202,6 +202,7 @@ class Engine:
         for watch, error in self._stuck(look):
             key = watch.record.key
             done = Done(key, error=error, log=watch.log)
+            self._ledger.give_up([watch.record])
             if isinstance(error, NodeFailed) and self._judge.once_more(watch, error):
                 again[watch.resources][key] = Again(watch.resources, error, done)
                 continue
@@ -300,7 +301,11 @@ class Engine:
         self._ended_well[watch.record.submission.name] += well
 
     def _tidy(self) -> None:
-        """Let the folders of submissions all of whose tasks ended well go; logs of failures stay."""
+        """Account for what was given up; let the folders of submissions go that ended well. Logs of failures stay."""
+        try:
+            account_for_given_up(self._settings, self._scheduler)
+        except ClusterError as error:
+            self._observer.log(logging.WARNING, f"what cancelled jobs used is not known yet: {error}")
         for name, record in self._sender.own.items():
             if self._ended_well[name] == len(record.keys):
                 self._ledger.retire(record)
@@ -311,12 +316,3 @@ class Engine:
                 self._observer.log(logging.WARNING, f"{record.folder} was not removed: {error}")
             else:
                 self._ledger.forget(record)
-
-    def _keep_usage(self, watch: Watch, ending: Ending) -> None:
-        """Append what a task used to the record of all jobs; a line is written in one piece."""
-        if not watch.own:
-            return  # the run whose job it is does it
-        prices = (self._compute.cost_per_gpu_hour, self._compute.cost_per_cpu_hour)
-        record = usage_record(ending, self._asset, watch.record.key, watch.said.usage, prices)
-        with (self._settings.jobs_dir / "usage.jsonl").open("a") as file:
-            file.write(json.dumps(record) + "\n")

@@ -89,7 +89,7 @@ class Judge:
         elif said.failure is not None and _expected_failure(watch, ending):
             return Done(key, error=failure_from(said.failure), ending=ending, usage=said.usage, log=watch.log)
         else:
-            error = failure_of(ending, watch.resources, log, said)
+            error = failure_of(ending, watch.record.submission.asset, watch.resources, log, said)
         done = Done(key, error=error, ending=ending, usage=said.usage, log=watch.log)
         resources = self._again(watch, ending, error)
         return done if resources is None else Again(resources, error, done)
@@ -101,7 +101,7 @@ class Judge:
             return False
         self._sent_again.add(key)
         whose = "" if watch.own else "it was another run's, "
-        self._observer.log(logging.WARNING, f"[{key}] {error}; {whose}so it is sent again")
+        self._observer.log(logging.WARNING, watch.label(f"{error}; {whose}so it is sent again"))
         return True
 
     def _again(self, watch: Watch, ending: Ending, error: JobFailed) -> Resources | None:
@@ -112,15 +112,16 @@ class Judge:
             self._saved[key] = saved
             self._resumptions[key] += 1
             if further and self._resumptions[key] <= _RESUMPTIONS:
-                self._observer.log(logging.INFO, f"[{key}] saved its pieces and goes on in a new job")
+                self._observer.log(logging.INFO, watch.label("saved its pieces and goes on in a new job"))
                 return watch.resources
         if not watch.own and self.once_more(watch, error):
             return watch.resources
         # More time is no help against a deadline.
-        return None if ending.state == "DEADLINE" else self._stronger(key, watch.resources, error)
+        return None if ending.state == "DEADLINE" else self._stronger(watch, error)
 
-    def _stronger(self, key: str, resources: Resources, error: JobFailed) -> Resources | None:
+    def _stronger(self, watch: Watch, error: JobFailed) -> Resources | None:
         """Resources to try again with, if a retry can help and is allowed."""
+        key, resources = watch.record.key, watch.resources
         if self._retries[key] >= self._compute.retries:
             return None
         if isinstance(error, JobOutOfMemory):
@@ -130,9 +131,8 @@ class Judge:
         else:
             return None
         self._retries[key] += 1
-        self._observer.log(
-            logging.WARNING, f"[{key}] {error}; trying again with {stronger.mem} and {stronger.time_limit}"
-        )
+        again = f"{error}; trying again with {stronger.mem} and {stronger.time_limit}"
+        self._observer.log(logging.WARNING, watch.label(again))
         return stronger
 
 

@@ -3,7 +3,8 @@
 A folder on the shared file system with one file a submission: the requests it is made of, the Dagster run that asked,
 the job id once sbatch has given one, and which tasks are settled. It is written before sbatch is called, so that after
 a crash at any point a submission is found, if need be by its name. A task is settled when a run has taken note of its
-outcome, or has given it up on purpose; a submission without open tasks is forgotten.
+outcome, or has given it up on purpose; a submission without open tasks is forgotten. What was given up is kept apart
+until accounting has told what it used.
 
 Two locks: `sending` is held from looking a request up until it is submitted, which may take as long as the scheduler is
 away; the other one is held for the moment in which a file changes, so that nobody who only takes note has to wait.
@@ -104,9 +105,7 @@ class Ledger:
 
     def submissions(self) -> list[SubmissionRecord]:
         """All that are not settled, oldest first."""
-        names = [path.stem for path in self._folder.glob("[!.]*.json")]
-        found = [record for name in names if (record := self.submission(name)) is not None]
-        return sorted(found, key=lambda record: record.at)
+        return self._records("")
 
     def submission(self, name: str) -> SubmissionRecord | None:
         """A submission by its name; None once it is settled.
@@ -144,20 +143,27 @@ class Ledger:
         self.settle(submission.open_tasks)
 
     def settle(self, tasks: Iterable[TaskRecord]) -> None:
-        """Outcomes were taken note of, or given up on purpose."""
-        places: defaultdict[str, set[int]] = defaultdict(set)
-        for task in tasks:
-            places[task.submission.name].add(task.index)
-        for name, settled in places.items():
+        """Outcomes were taken note of."""
+        self._settle("", tasks)
+
+    def give_up(self, tasks: Iterable[TaskRecord]) -> None:
+        """Settle tasks whose outcome nobody waits for; what they used is still to be accounted for."""
+        given_up = list(tasks)
+        for submission, places in _places(given_up):
             with self._locked("change.lock"):
-                record = self.submission(name)
-                if record is None:
-                    continue
-                record = replace(record, settled=tuple(sorted({*record.settled, *settled})))
-                if record.open_tasks:
-                    write_json(self._file(name), asdict(record))
-                else:
-                    self._file(name).unlink()
+                owed = self.submission(f"unaccounted/{submission.name}")
+                settled = set(range(len(submission.keys))) if owed is None else set(owed.settled)
+                record = replace(submission, at=now(), settled=tuple(sorted(settled - places)))
+                write_json(self._file(f"unaccounted/{submission.name}"), asdict(record))
+        self.settle(given_up)
+
+    def unaccounted(self) -> list[SubmissionRecord]:
+        """Submissions of tasks that were given up, these tasks open."""
+        return self._records("unaccounted/")
+
+    def accounted(self, tasks: Iterable[TaskRecord]) -> None:
+        """It was written down what tasks that were given up have used."""
+        self._settle("unaccounted/", tasks)
 
     def retire(self, submission: SubmissionRecord) -> None:
         """Record that a job folder can go."""
@@ -165,9 +171,7 @@ class Ledger:
 
     def retired(self) -> list[SubmissionRecord]:
         """Submissions whose job folder can go now."""
-        names = [f"retired/{path.stem}" for path in (self._folder / "retired").glob("[!.]*.json")]
-        found = [record for name in names if (record := self.submission(name)) is not None]
-        return [record for record in found if now() - record.at > KEPT_S]
+        return [record for record in self._records("retired/") if now() - record.at > KEPT_S]
 
     def forget(self, submission: SubmissionRecord) -> None:
         """A job folder is gone."""
@@ -182,6 +186,25 @@ class Ledger:
             write_json(self._file(changed.name), asdict(changed))
         return changed
 
+    def _records(self, place: str) -> list[SubmissionRecord]:
+        """Those in a folder of the ledger, oldest first."""
+        names = [f"{place}{path.stem}" for path in (self._folder / place).glob("[!.]*.json")]
+        found = [record for name in names if (record := self.submission(name)) is not None]
+        return sorted(found, key=lambda record: record.at)
+
+    def _settle(self, place: str, tasks: Iterable[TaskRecord]) -> None:
+        for submission, settled in _places(tasks):
+            name = f"{place}{submission.name}"
+            with self._locked("change.lock"):
+                record = self.submission(name)
+                if record is None:
+                    continue
+                record = replace(record, settled=tuple(sorted({*record.settled, *settled})))
+                if record.open_tasks:
+                    write_json(self._file(name), asdict(record))
+                else:
+                    self._file(name).unlink()
+
     @contextmanager
     def _locked(self, name: str) -> Iterator[None]:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -191,6 +214,16 @@ class Ledger:
 
     def _file(self, name: str) -> Path:
         return self._folder / f"{name}.json"
+
+
+def _places(tasks: Iterable[TaskRecord]) -> list[tuple[SubmissionRecord, set[int]]]:
+    """Tasks by submission."""
+    submissions: dict[str, SubmissionRecord] = {}
+    places: defaultdict[str, set[int]] = defaultdict(set)
+    for task in tasks:
+        submissions[task.submission.name] = task.submission
+        places[task.submission.name].add(task.index)
+    return [(submission, places[name]) for name, submission in submissions.items()]
 
 
 def now() -> float:

@@ -173,7 +173,7 @@ class Sender:
             # Followed until the scheduler answers: to submit now might be to submit twice.
             return alive
         lost = {task for _, tasks in alive for task in tasks if not self._worth_following(look, task)}
-        self._ledger.settle(lost)
+        self._ledger.give_up(lost)
         kept = [(record, [task for task in tasks if task not in lost]) for record, tasks in alive]
         return [(record, tasks) for record, tasks in kept if tasks]
 
@@ -200,7 +200,7 @@ class Sender:
 
 
 def cancel_submission(record: SubmissionRecord, scheduler: Scheduler, ledger: Ledger) -> int:
-    """Cancel the open tasks of a submission and settle them.
+    """Cancel the open tasks of a submission and give them up.
 
     Returns:
         Their number.
@@ -220,5 +220,5 @@ def cancel_submission(record: SubmissionRecord, scheduler: Scheduler, ledger: Le
     tasks = record.open_tasks
     whole = len(tasks) == len(record.keys)
     scheduler.cancel([str(record.job)] if whole else [task.task_id for task in tasks])
-    ledger.settle(tasks)
+    ledger.give_up(tasks)
     return len(tasks)

@@ -86,6 +86,11 @@ class ResolvedPaths(BaseModel):
     cluster_usage_path: Path
     jobs_dir: Path
 
+    @property
+    def usage_file(self) -> Path:
+        """One line for each end of a cluster job: what it used."""
+        return self.jobs_dir / "usage.jsonl"
+
 
 class Settings(BaseModel):
     """The whole tree. `Settings()` holds the defaults; `load_settings` reads files and environment."""

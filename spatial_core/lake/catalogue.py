@@ -200,7 +200,7 @@ _KINDS = (
         None,
         (),
         lambda at, _: at.cluster_usage_path,
-        lambda at, _: {"usage_file": at.jobs_dir / "usage.jsonl", "output_file": at.cluster_usage_path},
+        lambda at, _: {"usage_file": at.usage_file, "output_file": at.cluster_usage_path},
         on_demand=True,
         here=True,
     ),

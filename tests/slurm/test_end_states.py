@@ -183,7 +183,7 @@ def test_ended_by_a_signal_or_by_the_script_itself(cases: dict[str, Case]) -> No
 
 def test_out_of_time(cases: dict[str, Case]) -> None:
     text = failed(cases["over time"], errors.JobTimedOut, "TIMEOUT")
-    assert "ask for more time than 00:05:00 (compute.resources.ASSET.time_limit)" in text
+    assert "ask for more time than 00:05:00 (compute.resources.intermediates.time_limit)" in text
     assert "DUE TO TIME LIMIT" in text
 
 
@@ -198,7 +198,7 @@ def test_out_of_time_is_tried_again_with_more(cases: dict[str, Case], slurm: Slu
 def test_out_of_memory(cases: dict[str, Case], slurm: Slurm) -> None:
     state = "OUT_OF_MEMORY" if slurm.cluster.kills_for_memory else "FAILED"
     text = failed(cases["over memory"], errors.JobOutOfMemory, state)
-    assert "ask for more memory than 200M (compute.resources.ASSET.mem)" in text
+    assert "ask for more memory than 200M (compute.resources.intermediates.mem)" in text
 
 
 def test_out_of_memory_is_tried_again_with_more(cases: dict[str, Case], slurm: Slurm) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from spatial_assets.compute.cluster import scheduler_for
+from spatial_core.cluster.accounting import account_for_given_up
 from spatial_core.cluster.ledger import Ledger
 from tests.slurm import recipes
 from tests.slurm.client import Slurm
@@ -124,7 +127,7 @@ def test_a_crash_and_too_much_memory_have_their_names_and_figures(
     lake.write(setup=[shlex.join(recipes.eats(400))], resources={"intermediates": {**MODEST, "mem": "64M"}})
     ran = run(lake, instance, "intermediates", "0901")
     assert ran.cause.startswith("JobOutOfMemory: job ")
-    assert "compute.resources.ASSET.mem" in ran.cause
+    assert "compute.resources.intermediates.mem" in ran.cause
     assert set(ran.metadata) >= NAMES
 
     lake.write()
@@ -209,3 +212,8 @@ def test_termination_cancels_within_seconds(
         assert time.monotonic() - began < 10
         process.wait(60)
     assert Ledger(lake.settings.jobs_dir).submissions() == []
+    scheduler = scheduler_for(lake.settings, print)
+    slurm.wait_for(lambda: account_for_given_up(lake.settings, scheduler), 30, what="the figures of the job")
+    used = json.loads(lake.settings.locations.usage_file.read_text())
+    assert (used["job"], used["state"], used["partition_key"]) == (job, "CANCELLED", "0901")
+    assert bool(used["node"]) is (state == "RUNNING")

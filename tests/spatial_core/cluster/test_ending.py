@@ -106,23 +106,27 @@ def test_a_job_that_never_ran() -> None:
     ("state", "kind", "remedy"),
     [
         ("FAILED", errors.JobFailed, ""),
-        ("OUT_OF_MEMORY", errors.JobOutOfMemory, "ask for more memory than 4G"),
-        ("TIMEOUT", errors.JobTimedOut, "ask for more time than 02:00:00"),
+        ("OUT_OF_MEMORY", errors.JobOutOfMemory, "ask for more memory than 4G (compute.resources.merged_splits.mem)"),
+        ("TIMEOUT", errors.JobTimedOut, "more time than 02:00:00 (compute.resources.merged_splits.time_limit)"),
         ("DEADLINE", errors.JobTimedOut, "--deadline"),
         ("PREEMPTED", errors.JobPreempted, "materialize again"),
         ("REVOKED", errors.JobPreempted, "materialize again"),
-        ("CANCELLED by 1000", errors.JobCancelled, ""),
+        ("CANCELLED by 1000", errors.JobCancelled, "scancel"),
         ("NODE_FAIL", errors.NodeFailed, "materialize again"),
         ("BOOT_FAIL", errors.NodeFailed, "materialize again"),
     ],
 )
 def test_every_bad_end_has_its_type_figures_and_remedy(state: str, kind: type[Exception], remedy: str) -> None:
     failure = failure_of(
-        ending("1G", State=state, ExitCode="3:0"), ASKED, "a\n\nb\n c \nd\ne\nf\n", Said(exception="ValueError: x")
+        ending("1G", State=state, ExitCode="3:0"),
+        "merged_splits",
+        ASKED,
+        "a\n\nb\n c \nd\ne\nf\n",
+        Said(exception="ValueError: x"),
     )
     assert type(failure) is kind
     text = str(failure)
-    word = state.partition(" ")[0]
+    word = state.replace(" by ", " by user ")
     how = "exit code 3, after 65 s, peak memory 1024 MiB of 4096, on node1"
     assert text.startswith(f"job 12_3 ended {word} ({how}); ValueError: x; ")
     assert text.endswith("last lines: b | c | d | e | f")
@@ -137,7 +141,7 @@ def test_all_terminal_states_but_one_are_failures() -> None:
 
 
 def test_vanished_and_silent_ones() -> None:
-    failure = failure_of(Ending("12_3", "VANISHED"), ASKED, "", Said())
+    failure = failure_of(Ending("12_3", "VANISHED"), "merged_splits", ASKED, "", Said())
     assert type(failure) is errors.JobVanished
     assert "neither the queue nor the accounting knows it" in str(failure)
     assert str(failure).endswith("last lines: none")
@@ -161,7 +165,7 @@ def test_out_of_memory_with_and_without_control_groups(
 ) -> None:
     found = ending(*rss, **given)
     assert found.out_of_memory is expected
-    failure = failure_of(found, ASKED, "", Said())
+    failure = failure_of(found, "merged_splits", ASKED, "", Said())
     assert isinstance(failure, errors.JobOutOfMemory) is expected
 
 
@@ -175,7 +179,7 @@ def test_usage_is_time_times_what_was_allocated() -> None:
 
 def test_one_that_was_told_to_stop_says_how_far_it_got() -> None:
     said = Said(interrupted={"type": "Interrupted", "message": "3 of 9 pieces are finished"})
-    failure = failure_of(ending(State="FAILED", ExitCode="75:0"), ASKED, "", said)
+    failure = failure_of(ending(State="FAILED", ExitCode="75:0"), "merged_splits", ASKED, "", said)
     assert type(failure) is errors.JobTimedOut
     assert "3 of 9 pieces are finished" in str(failure)
     assert "ask for more time than 02:00:00" in str(failure)

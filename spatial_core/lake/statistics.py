@@ -15,7 +15,7 @@ import duckdb
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ArtifactError
 from spatial_core.lake.catalogue import CATALOGUE, known_keys
-from spatial_core.lake.duck import connect, quoted
+from spatial_core.lake.duck import query_connection, quoted
 from spatial_core.schemas import FOLDER_REASON
 
 _ROWS = {
@@ -130,7 +130,7 @@ def tar_statistics(rows: Mapping[str, Path], rejects: Mapping[str, Path]) -> lis
         ArtifactError: if a file is damaged.
     """
     names = ", ".join(field.name for field in fields(TarStatistics))
-    with connect() as connection:
+    with query_connection() as connection:
         try:
             found = connection.execute(f"select {names} from ({statistics_query(rows, rejects)})").fetchall()
         except duckdb.Error as error:

@@ -16,7 +16,7 @@ import pyarrow as pa
 from spatial_core import schemas
 from spatial_core.config.settings import Settings
 from spatial_core.errors import SpatialError
-from spatial_core.lake.duck import connect, quoted
+from spatial_core.lake.duck import query_connection, quoted
 from spatial_core.quality.outcome import CheckOutcome, judge
 from spatial_core.storage.parquet import open_parquet, vectors_to_numpy
 from spatial_core.storage.provenance import verify_artifact
@@ -27,7 +27,7 @@ _UNIT_TOLERANCE = 1e-3
 
 def _row(sql: str) -> dict[str, Any]:
     """The single row of a query as a dict."""
-    with connect() as connection:
+    with query_connection() as connection:
         cursor = connection.execute(sql)
         names = [column[0] for column in cursor.description]
         return dict(zip(names, cursor.fetchone(), strict=True))

@@ -6,7 +6,7 @@ import duckdb
 
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ArtifactError
-from spatial_core.lake.duck import connect
+from spatial_core.lake.duck import query_connection
 from spatial_core.lake.statistics import rows_of, tar_files
 from spatial_core.quality.outcome import CheckOutcome
 
@@ -35,7 +35,7 @@ def images_unique(settings: Settings) -> CheckOutcome:
         select (select count(*) from images), coalesce(sum(rows), 0), count(*) filter (buildings > 1),
             list(one || ' = ' || other order by one) filter (buildings > 1) from groups
     """
-    with connect() as connection:
+    with query_connection() as connection:
         try:
             images, repeated, shared, pairs = connection.execute(query).fetchall()[0]
         except duckdb.Error as error:

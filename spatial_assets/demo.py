@@ -21,9 +21,14 @@ from spatial_core.errors import SpatialError
 from spatial_core.jobs.registry import StageCall, run_stage
 from spatial_core.report import Report
 
+_EVERY_S = 10.0  # between two lines about one artifact, where there is no terminal
+
 
 class Screen:
-    """What the terminal shows while the demo runs: one moving line, and a line for everything that is done."""
+    """What is shown while the demo runs: a line for everything that is done, and on a terminal one that moves.
+
+    Elsewhere, in a log file or in CI, what takes long says every few seconds how far it is.
+    """
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -39,6 +44,8 @@ class Screen:
             disable=not console.is_terminal,
         )
         self._task: TaskID | None = None
+        self._title = ""
+        self._spoke = 0.0
         self._waiting = ""
         self._start = time.monotonic()
 
@@ -53,11 +60,16 @@ class Screen:
         """Start the moving line of one artifact."""
         self._clear()
         self._task = self._live.add_task("", title=title, total=None)
+        self._title, self._spoke = title, time.monotonic()
 
     def progress(self, done: int, total: int | None, message: str) -> None:
         """Advance the moving line."""
         if self._task is not None:
             self._live.update(self._task, completed=done, total=total, description=message)
+        if not self._console.is_terminal and time.monotonic() - self._spoke >= _EVERY_S:
+            self._spoke = time.monotonic()
+            of = "" if total is None else f" of {total:,}"
+            self.say(f"...  {self._title:<28} {message}: {done:,}{of}")
 
     def wait(self, title: str, cause: str) -> None:
         """Another process is at this artifact; said once, it is tried again every few seconds."""

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from rich.table import Table
 
 from spatial_core.cli.cluster_check import cluster
-from spatial_core.cli.session import STDERR, STDOUT, ConfigOption, JsonOption, SetOption, read_settings
+from spatial_core.cli.session import STDERR, ConfigOption, JsonOption, SetOption, print_table, read_settings
 from spatial_core.cluster.usage import by_asset, read_endings
 from spatial_core.cluster.usage_page import HEADER, cells
 from spatial_core.lake.catalogue import CATALOGUE
@@ -32,4 +32,4 @@ def usage(config: ConfigOption = None, set_: SetOption = None, json_: JsonOption
         column.justify = "right"
     for one in found:
         table.add_row(*cells(one))
-    STDOUT.print(table)
+    print_table(table)

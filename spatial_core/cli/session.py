@@ -122,6 +122,12 @@ def show(report: Report, as_json: bool) -> None:
     STDOUT.print(table)
 
 
+def print_table(table: Table) -> None:
+    """A table on stdout: no wider than a terminal, but in full where a file or a program reads it."""
+    width = None if STDOUT.is_terminal else max(STDOUT.width, STDOUT.measure(table).maximum)
+    STDOUT.print(table, width=width, crop=False)
+
+
 def headline(report: Report, write: Callable[[Table], None]) -> None:
     """The retrieval table of an evaluation: one row a split and method."""
     rows = report.details.get("headline", [])

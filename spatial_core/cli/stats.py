@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from spatial_core.cli.app import app
-from spatial_core.cli.session import STDOUT, ConfigOption, JsonOption, SetOption, read_settings
+from spatial_core.cli.session import ConfigOption, JsonOption, SetOption, print_table, read_settings
 from spatial_core.errors import InputError
 from spatial_core.lake.statistics import TarStatistics, tar_files, tar_statistics, total
 
@@ -50,7 +50,7 @@ def stats(
     if len(found) > 1:
         table.add_section()
         table.add_row(*_totals(total(found)))
-    STDOUT.print(table)
+    print_table(table)
 
 
 def _cells(tar: TarStatistics) -> list[str]:

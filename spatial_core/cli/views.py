@@ -14,7 +14,7 @@ import typer
 from rich.table import Table
 
 from spatial_core.cli.app import app
-from spatial_core.cli.session import STDERR, STDOUT, ConfigOption, JsonOption, SetOption, read_settings
+from spatial_core.cli.session import STDERR, STDOUT, ConfigOption, JsonOption, SetOption, print_table, read_settings
 from spatial_core.errors import ConfigError
 
 
@@ -27,7 +27,9 @@ def status(config: ConfigOption = None, set_: SetOption = None, json_: JsonOptio
     if json_:
         sys.stdout.write(json.dumps([vars(row) for row in rows], indent=2) + "\n")
         return
-    colours = {"made": "green", "touched": "cyan", "stale": "yellow", "missing": "red", "gone": "magenta"}
+    colours = {
+        "made": "green", "touched": "cyan", "stale": "yellow", "missing": "red", "on demand": "dim", "gone": "magenta"
+    }  # fmt: skip
     table = Table("asset", "partition", "state", "rows", "MB", "seconds", "why", title="the lake")
     for row in rows:
         table.add_row(
@@ -39,7 +41,7 @@ def status(config: ConfigOption = None, set_: SetOption = None, json_: JsonOptio
             "" if row.seconds is None else f"{row.seconds:.1f}",
             row.why,
         )
-    STDOUT.print(table)
+    print_table(table)
     counts = {state: sum(row.state == state for row in rows) for state in colours}
     STDOUT.print(", ".join(f"{count} {state}" for state, count in counts.items()))
 
@@ -89,7 +91,7 @@ def sql(
         table = Table(*result.columns)
         for row in shown:
             table.add_row(*(_cell(value) for value in row))
-        STDOUT.print(table)
+        print_table(table)
 
 
 def _cell(value: object) -> str:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from spatial_core.errors import ConfigError, Interrupted, SpatialError
 from spatial_core.interruption import leaving, obey_termination
-from spatial_core.jobs.light_start import keep_pandas_out
+from spatial_core.jobs.light_start import start_light
 from spatial_core.jobs.pacing import PacedProgress
 from spatial_core.jobs.pipes import EXIT_FAILED, EXIT_INTERRUPTED, end_with_parent, run_reporting, started_by_dagster
 from spatial_core.jobs.registry import STAGES, StageCall, run_stage
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, format=f"%(asctime)s %(levelname)s {origin}: %(message)s")
     logging.getLogger("spatial_core").setLevel(logging.INFO)
     obey_termination()
-    keep_pandas_out()
+    start_light()
     if given.until_stdin_closes:
         end_with_parent()
     file: Path = given.call or given.task

@@ -21,6 +21,7 @@ from spatial_core.storage.hardware import usable_cores
 
 _LOG = logging.getLogger(__name__)
 _EVERY_S = 5.0
+_GPUS_ASKED_FOR = ("SLURM_GPUS", "SLURM_GPUS_ON_NODE", "SLURM_JOB_GPUS")
 _SLURM = {
     "job_id": "SLURM_JOB_ID",
     "array_job_id": "SLURM_ARRAY_JOB_ID",
@@ -34,7 +35,8 @@ _SLURM = {
 class UsageMeter:
     """Measures this process and its children from `with` to the end of the block.
 
-    GPUs are sampled in a thread every few seconds; where there is no driver, that is logged once and they are left out.
+    GPUs are sampled in a thread every few seconds; they are left out where there is no driver, which is logged in a job
+    that was given some.
 
     Args:
         every_s: time between two looks at the GPUs, in seconds.
@@ -52,7 +54,8 @@ class UsageMeter:
         self._began = time.monotonic()
         opened = open_gpus(os.environ)
         if isinstance(opened, str):
-            _LOG.info("no GPU figures: %s", opened)
+            if any(os.environ.get(name) for name in _GPUS_ASKED_FOR):
+                _LOG.info("no GPU figures: %s", opened)
             return self
         self._gpus = opened
         self._thread = threading.Thread(target=self._sample, name="gpu-usage", daemon=True)

@@ -16,6 +16,8 @@ from spatial_core.lake.duck import connect, quoted
 from spatial_core.lake.statistics import statistics_query, tar_files
 
 _SPLITS = ("train", "val", "test")
+# MULTI is what a pivot becomes.
+_READING = frozenset({"SELECT", "EXPLAIN", "MULTI", "PRAGMA", "SET", "CALL"})
 _TYPES = {
     pa.int64(): "BIGINT",
     pa.float64(): "DOUBLE",
@@ -173,6 +175,9 @@ def query_lake(settings: Settings, sql: str) -> duckdb.DuckDBPyRelation:
     """
     connection, refused = open_lake(settings)
     try:
+        written = [found.type.name for found in connection.extract_statements(sql) if found.type.name not in _READING]
+        if written:
+            raise InputError(f"sql: {', '.join(written)} is no query; to write a result, use --output FILE")
         relation = connection.sql(sql)
     except duckdb.Error as error:
         cause = str(error).strip().splitlines()[0]

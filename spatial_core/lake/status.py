@@ -11,7 +11,7 @@ from spatial_core.jobs.registry import STAGES
 from spatial_core.lake.catalogue import CATALOGUE, ArtifactKind, known_keys
 from spatial_core.storage.provenance import read_manifest
 
-State = Literal["made", "touched", "stale", "missing", "gone"]
+State = Literal["made", "touched", "stale", "missing", "on demand", "gone"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class ArtifactStatus:
 
     `made`: finished, from the inputs and settings of now. `touched`: finished, but its raw file was written again in
     the same size, and only the stage itself compares the content. `stale`: finished, but `why` says what has changed
-    since. `missing`: not made. `gone`: a raw input that was there once; what was made from it stays.
+    since. `missing`: not made. `on demand`: not made, and not missed, as it is made only when asked for. `gone`: a raw
+    input that was there once; what was made from it stays.
     """
 
     asset: str
@@ -59,14 +60,14 @@ class _Walk:
             return ArtifactStatus(kind.name, key, "gone", why, None, None, None)
         manifest = read_manifest(path)
         if manifest is None or not path.exists():
-            why = "made on demand only" if kind.on_demand else ""
-            return ArtifactStatus(kind.name, key, "missing", why, None, None, None)
+            state: State = "on demand" if kind.on_demand else "missing"
+            return ArtifactStatus(kind.name, key, state, "", None, None, None)
         self.digests[kind.name, key] = manifest["sha256"]
-        state, why = self._judge(kind, key, manifest)
-        if state == "stale":
+        judged, why = self._judge(kind, key, manifest)
+        if judged == "stale":
             self.stale.add((kind.name, key))
         report = manifest["report"]
-        return ArtifactStatus(kind.name, key, state, why, report["rows"], manifest["bytes"], report["seconds"])
+        return ArtifactStatus(kind.name, key, judged, why, report["rows"], manifest["bytes"], report["seconds"])
 
     def _judge(self, kind: ArtifactKind, key: str, manifest: dict[str, Any]) -> tuple[State, str]:
         if why := self._outdated(kind, key, manifest):

@@ -6,6 +6,7 @@ import io
 from pathlib import Path
 
 import dagster as dg
+import pytest
 from rich.console import Console
 
 from spatial_assets.compute.base import Outcome, Work
@@ -39,6 +40,19 @@ def test_waiting_is_said_once_and_what_was_waited_for_is_done() -> None:
     assert "wait intermediates 0901" in lines[0] and "another process is writing it" in lines[0]
     assert "`make dev`" in lines[0]
     assert "done intermediates 0901" in lines[1] and "12 rows" in lines[1]
+
+
+@pytest.mark.parametrize(("every_s", "expected"), [(0.0, ["epoch: 1 of 40", "epoch: 2 of 40"]), (60.0, [])])
+def test_where_nothing_moves_what_takes_long_says_how_far_it_is(
+    every_s: float, expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spatial_assets.demo._EVERY_S", every_s)
+    lines = show(
+        DriveEvent("started", "projector_checkpoint"),
+        DriveEvent("progress", "projector_checkpoint", message="epoch", done=1, total=40),
+        DriveEvent("progress", "projector_checkpoint", message="epoch", done=2, total=40),
+    )
+    assert [line.partition("projector_checkpoint")[2].strip() for line in lines] == expected
 
 
 def test_an_artifact_in_other_hands_is_no_failure_of_the_demo(tmp_path: Path) -> None:

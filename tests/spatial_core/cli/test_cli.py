@@ -80,7 +80,10 @@ def test_settings_and_status_as_json(tmp_path: Path) -> None:
     record = json.loads(shown.stdout)
     assert record["settings"]["training"]["margin"] == 0.25
     assert len(record["digest"]) == 64
-    assert {row["state"] for row in json.loads(spatial("status", "--json", cwd=tmp_path).stdout)} == {"missing"}
+    assert {row["state"] for row in json.loads(spatial("status", "--json", cwd=tmp_path).stdout)} == {
+        "missing",
+        "on demand",
+    }
 
 
 def test_sql_prints_tables_and_csv(tmp_path: Path) -> None:

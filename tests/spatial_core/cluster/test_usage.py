@@ -164,7 +164,7 @@ def test_a_table_that_lists_a_job_twice_fails_its_check(tmp_path: Path) -> None:
 def test_the_lake_knows_the_table_and_the_command_line_prints_it(tmp_path: Path) -> None:
     settings = load_settings(overrides=[f"paths.data_dir={tmp_path}"], environ={})
     (status,) = [row for row in lake_status(settings) if row.asset == "cluster_usage"]
-    assert (status.state, status.why) == ("missing", "made on demand only")
+    assert (status.state, status.why) == ("on demand", "")
     at = settings.locations
     collect_usage(write(tmp_path, *LINES), at.cluster_usage_path, settings)
     (status,) = [row for row in lake_status(settings) if row.asset == "cluster_usage"]

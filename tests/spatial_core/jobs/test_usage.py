@@ -58,14 +58,17 @@ def test_the_job_is_named_as_slurm_names_it() -> None:
     assert set(slurm_identity({}).values()) == {None}
 
 
-def test_without_a_gpu_that_is_said_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("given", ["", "2"])
+def test_a_job_that_was_given_gpus_but_sees_none_says_so(
+    given: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", given)
     with caplog.at_level(logging.INFO, "spatial_core"), UsageMeter(every_s=0.01) as usage:
         time.sleep(0.1)
     assert (usage.record()["gpus"], usage.record()["gpu_utilisation"]) == ([], None)
-    assert [record.message for record in caplog.records] == [
-        "no GPU figures: CUDA_VISIBLE_DEVICES shows none to this job"
-    ]
+    said = ["no GPU figures: CUDA_VISIBLE_DEVICES shows none to this job"]
+    assert [record.message for record in caplog.records] == (said if given else [])
 
 
 def test_the_driver_of_this_machine_is_asked() -> None:

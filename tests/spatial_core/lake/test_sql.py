@@ -78,3 +78,31 @@ def test_a_wrong_query_says_what_there_is(settings: Settings) -> None:
         query_lake(settings, "select * from fingerprints")
     with pytest.raises(InputError, match="sql: Parser Error"):
         query_lake(settings, "selekt 1")
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind"),
+    [
+        ("copy (select 1) to '{file}'", "COPY"),
+        ("create table a as select 1", "CREATE"),
+        ("select 1; export database '{file}'", "EXPORT"),
+        ("attach '{file}'", "ATTACH"),
+    ],
+)
+def test_nothing_is_written_by_a_query(statement: str, kind: str, settings: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "written"
+    with pytest.raises(InputError, match=f"sql: {kind} is no query; to write a result, use --output FILE"):
+        query_lake(settings, statement.format(file=file))
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    "query", ["show tables", "summarize train", "from train", "explain select 1", "pragma version"]
+)
+def test_looking_around_is_a_query(query: str, settings: Settings) -> None:
+    assert query_lake(settings, query).fetchall()
+
+
+def test_a_pivot_is_a_query(settings: Settings) -> None:
+    pivot = "pivot backbone_embeddings on tar using count(*) group by building_id"
+    assert query_lake(settings, pivot).columns == ["building_id", "0901", "0902"]

@@ -175,7 +175,7 @@ def test_a_new_study_makes_the_checkpoint_stale_and_none_does_not(
     train_projector(lake.merged, lake.difficulty, at.checkpoint_dir, settings)
     found = {status.asset: status for status in lake_status(settings)}
     assert found["projector_checkpoint"].state == "made"
-    assert (found["tuning_study"].state, found["tuning_study"].why) == ("missing", "made on demand only")
+    assert (found["tuning_study"].state, found["tuning_study"].why) == ("on demand", "")
     study_by_one(lake, at.tuning_dir, settings, database)
     found = {status.asset: status for status in lake_status(settings)}
     assert found["projector_checkpoint"].why == "tuning_study changed or is new"

@@ -180,7 +180,7 @@ class Engine:
             return
         if shown is not None:
             level, text = shown
-            self._observer.log(level, watch.label(text))
+            self._observer.log(level, watch.record.label(text))
 
     def _outcomes(self, look: Look) -> Iterator[Done]:
         """What has been decided by now."""

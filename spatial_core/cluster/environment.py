@@ -117,7 +117,10 @@ def verify_python(settings: Settings, scheduler: Scheduler, python: Path) -> str
     problem = disagreement(python, ran)
     if problem is not None and compute.setup:
         ran = scheduler.run("timeout", str(_SETUP_S), "bash", "-c", asking_script(compute, python))
-        problem = None if disagreement(python, ran) is None else problem
+        after = disagreement(python, ran)
+        if after is None:
+            return None
+        problem = problem if after == problem else f"{problem}; after compute.setup: {after}"
     if problem is not None:
         raise ClusterError(f"{problem}; {remedy(settings)}")
     return None
@@ -125,8 +128,10 @@ def verify_python(settings: Settings, scheduler: Scheduler, python: Path) -> str
 
 def disagreement(python: Path, ran: Ran) -> str | None:
     """What is wrong with an interpreter's answer, or None."""
-    if ran.code:
+    if ran.code and "No module named" in ran.said:
         return f"{python} has no {PROJECT} ({ran.said[-300:]})"
+    if ran.code:
+        return f"{python} could not be asked for its code ({ran.said[-300:]})"
     try:
         found = Installed.from_json(ran.out.strip().splitlines()[-1])
     except (ValueError, IndexError):

@@ -70,10 +70,6 @@ class Watch:
     ended_at: float | None = None
     stuck_since: float | None = None
 
-    def label(self, text: str) -> str:
-        """A line about it: begins with its partition key, if it has one."""
-        return f"[{self.record.key}] {text}" if self.record.key else text
-
     @property
     def messages(self) -> str:
         """Folder of its message file."""

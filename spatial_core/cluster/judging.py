@@ -101,7 +101,7 @@ class Judge:
             return False
         self._sent_again.add(key)
         whose = "" if watch.own else "it was another run's, "
-        self._observer.log(logging.WARNING, watch.label(f"{error}; {whose}so it is sent again"))
+        self._observer.log(logging.WARNING, watch.record.label(f"{error}; {whose}so it is sent again"))
         return True
 
     def _again(self, watch: Watch, ending: Ending, error: JobFailed) -> Resources | None:
@@ -112,7 +112,7 @@ class Judge:
             self._saved[key] = saved
             self._resumptions[key] += 1
             if further and self._resumptions[key] <= _RESUMPTIONS:
-                self._observer.log(logging.INFO, watch.label("saved its pieces and goes on in a new job"))
+                self._observer.log(logging.INFO, watch.record.label("saved its pieces and goes on in a new job"))
                 return watch.resources
         if not watch.own and self.once_more(watch, error):
             return watch.resources
@@ -132,7 +132,7 @@ class Judge:
             return None
         self._retries[key] += 1
         again = f"{error}; trying again with {stronger.mem} and {stronger.time_limit}"
-        self._observer.log(logging.WARNING, watch.label(again))
+        self._observer.log(logging.WARNING, watch.record.label(again))
         return stronger
 
 

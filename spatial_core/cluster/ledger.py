@@ -67,6 +67,10 @@ class TaskRecord:
     submission: SubmissionRecord
     index: int
 
+    def label(self, text: str) -> str:
+        """A line about it: begins with its partition key, if it has one."""
+        return f"[{self.key}] {text}" if self.key else text
+
     @property
     def key(self) -> str:
         return self.submission.keys[self.index]

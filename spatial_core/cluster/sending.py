@@ -5,6 +5,7 @@ What is on its way already, from another run or from one whose process died, is 
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -172,9 +173,15 @@ class Sender:
         if look.silent:
             # Followed until the scheduler answers: to submit now might be to submit twice.
             return alive
-        lost = {task for _, tasks in alive for task in tasks if not self._worth_following(look, task)}
+        lost = [task for _, tasks in alive for task in tasks if not self._worth_following(look, task)]
+        for task in lost:
+            accounted = look.accounts.get(task.task_id)
+            end = "is known to nobody" if accounted is None else f"ended {accounted.state}"
+            said = f"job {task.task_id} of an earlier run {end}; it is sent again"
+            self._observer.log(logging.INFO, task.label(said))
         self._ledger.give_up(lost)
-        kept = [(record, [task for task in tasks if task not in lost]) for record, tasks in alive]
+        gone = set(lost)
+        kept = [(record, [task for task in tasks if task not in gone]) for record, tasks in alive]
         return [(record, tasks) for record, tasks in kept if tasks]
 
     def _worth_following(self, look: Look, task: TaskRecord) -> bool:

@@ -109,6 +109,8 @@ class Ssh:
         """
         if self._alive():
             return
+        if self.key is not None and not self.key.is_file():
+            raise ClusterError(f"compute.ssh_key: there is no file {self.key}")
         with (self._folder / "connect.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if self._alive():
@@ -134,11 +136,17 @@ class Ssh:
                 raise self._refusal(text)
 
     def _refusal(self, text: str) -> ClusterError:
-        if "Host key verification failed" in text or "REMOTE HOST IDENTIFICATION HAS CHANGED" in text:
-            where = self.known_hosts or "~/.ssh/known_hosts"
+        where = self.known_hosts or "~/.ssh/known_hosts"
+        if "REMOTE HOST IDENTIFICATION HAS CHANGED" in text:
             return ClusterError(
-                f"{self._place}: its host key is not in {where} or has changed; compare the fingerprint with the one "
-                f"in the cluster's documentation, then: ssh-keyscan -p {self.port} {self.host} >> {where}"
+                f"{self._place}: its host key is another one than that in {where}; the host was set up anew, or "
+                f"somebody stands in between: ask the cluster's administrators, then: ssh-keygen -f {where} -R "
+                f"{self._known_as}"
+            )
+        if "Host key verification failed" in text:
+            return ClusterError(
+                f"{self._place}: its host key is not in {where}; compare the fingerprint with the one in the cluster's "
+                f"documentation, then: ssh-keyscan -p {self.port} {self.host} >> {where}"
             )
         if "Permission denied" in text:
             return ClusterError(f"{self._place}: login refused ({text}); check compute.ssh_user and compute.ssh_key")
@@ -162,6 +170,11 @@ class Ssh:
     @property
     def _place(self) -> str:
         return f"{self.user}@{self.host}" if self.user else self.host
+
+    @property
+    def _known_as(self) -> str:
+        """The host's name in a file of known hosts."""
+        return self.host if self.port == 22 else f"[{self.host}]:{self.port}"
 
     @property
     def _folder(self) -> Path:

@@ -25,12 +25,12 @@ Memory = Annotated[str, StringConstraints(pattern=r"^[1-9]\d*[KMGT]?$")]
 TimeLimit = Annotated[str, BeforeValidator(_as_text), StringConstraints(pattern=r"^(\d+-)?\d{1,6}(:\d{2}){0,2}$")]
 Gpus = Annotated[str, StringConstraints(pattern=r"^(([A-Za-z0-9][A-Za-z0-9_.-]*:)?[1-9]\d*|0)$")]
 Option = Annotated[str, StringConstraints(pattern=r"^--[a-z][a-z-]*(=[A-Za-z0-9_.,:/@%+\[\]-]+)?$", max_length=200)]
-# Options that would break what the platform promises: which cluster, folder, log, array, environment or end of a job it
-# sees, and that sbatch answers with a job id. sbatch takes abbreviations, so those of these are refused too.
+# Options that would break what the platform promises: which cluster, user, folder, log, array, environment or end of a
+# job it sees, and that sbatch answers with a job id. sbatch takes abbreviations, so those of these are refused too.
 _OWN_OPTIONS = (
-    "--array", "--chdir", "--clusters", "--comment", "--error", "--export", "--export-file", "--help", "--job-name",
-    "--no-requeue", "--open-mode", "--output", "--parsable", "--quiet", "--requeue", "--signal", "--test-only",
-    "--usage", "--version", "--wait", "--wrap",
+    "--array", "--chdir", "--clusters", "--comment", "--error", "--export", "--export-file", "--get-user-env", "--gid",
+    "--help", "--job-name", "--no-requeue", "--open-mode", "--output", "--parsable", "--quiet", "--requeue", "--signal",
+    "--test-only", "--uid", "--usage", "--version", "--wait", "--wrap",
 )  # fmt: skip
 
 

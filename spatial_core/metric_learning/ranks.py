@@ -75,7 +75,7 @@ class Ranks:
             SpatialError: the failure that ended the run on the first rank.
             RankLost: if the first rank is gone.
         """
-        raise NotImplementedError("one process by itself hears nothing")
+        raise RuntimeError("one process by itself hears nothing")
 
     def combine(self, parameters: Sequence[Parameter], losses: Tensor, total: int) -> Tensor:
         """Add up the gradients over all ranks, in place, and put the losses together.

@@ -5,6 +5,7 @@ What takes long goes on while the first tests run; the controller, which the oth
 
 from __future__ import annotations
 
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -136,16 +137,23 @@ def test_an_unknown_host_is_refused_with_what_to_do(slurm: Slurm, lake: Followed
     empty.touch()
     kind, key = slurm.ssh.known_hosts.read_text().split()[1:3]
     other.write_text(f"[127.0.0.1]:{slurm.ssh.port} {kind} {key[:-8]}AAAAAAAA\n")
-    for known_hosts in (empty, other):
-        with pytest.raises(ClusterError, match=rf"compare the fingerprint .* >> {known_hosts}") as caught:
+    port = slurm.ssh.port
+    told = {
+        empty: rf"compare the fingerprint .* >> {empty}",
+        other: rf"another one than that in {other}; .*: ssh-keygen -f {other} -R \[127\.0\.0\.1\]:{port}",
+    }
+    for known_hosts, what_to_do in told.items():
+        with pytest.raises(ClusterError, match=what_to_do) as caught:
             lake.ingest(profile="slurm_ssh", ssh_known_hosts=str(known_hosts)).done()
         assert not isinstance(caught.value, ClusterUnreachable)
     assert [sent for sent in Ledger(lake.folder / "jobs").submissions() if sent.asset == "intermediates"] == []
 
 
 def test_a_stranger_is_refused_with_what_to_do(lake: FollowedLake, tmp_path: Path) -> None:
+    key = tmp_path / "a key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     with pytest.raises(ClusterError, match=r"login refused .* check compute\.ssh_user and compute\.ssh_key"):
-        connection(lake, ssh_key=str(tmp_path / "no key")).ask({"do": "run", "argv": ["true"]})
+        connection(lake, ssh_key=str(key)).ask({"do": "run", "argv": ["true"]})
 
 
 def test_through_a_jump_host(slurm: Slurm, lake: FollowedLake) -> None:

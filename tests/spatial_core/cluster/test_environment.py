@@ -121,6 +121,9 @@ def test_lines_of_setup_are_tried_only_when_the_plain_question_fails(tmp_path: P
     for lines in (["exit 3"], ["export LOADED=yes", "exit 3"]):
         with pytest.raises(ClusterError, match="has version"):
             verify_python(settings_with(python=str(python), setup=lines), scheduler(), python)
+    absent = interpreter(tmp_path / "absent", "echo 'No module named spatial_core' >&2; exit 1")
+    with pytest.raises(ClusterError, match=r"has no spatial-embeddings .*; after compute.setup: .*no such module\); "):
+        verify_python(settings_with(python=str(absent), setup=["echo no such module >&2; exit 1"]), scheduler(), absent)
     plain = interpreter(tmp_path / "plain", OURS)
     transport = ThisMachine()
     waits = settings_with(python=str(plain), setup=["sleep 3600"])

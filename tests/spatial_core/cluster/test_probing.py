@@ -138,7 +138,7 @@ def test_what_a_node_finds_is_reported(settings: Settings, answering: Callable[[
 @pytest.mark.parametrize(
     ("answer", "cause"),
     [
-        ("exit 127", "/opt/env/bin/python has no spatial-embeddings (exit code 127)"),
+        ("exit 127", "/opt/env/bin/python could not be asked for its code (exit code 127)"),
         ("echo 'No module named spatial_core' >&2; exit 1", "has no spatial-embeddings (No module named spatial_core)"),
         ('echo \'{"version": "0.0.1", "digest": "abc"}\'', "has version 0.0.1 (abc), but this process runs"),
         ("echo hello", "did not say which code it has, but 'hello'"),
@@ -166,7 +166,7 @@ def test_a_folder_that_is_not_there_or_not_writable_on_nodes(settings: Settings)
     missing = cluster(edit=lambda script: script.replace(f"folder data_dir {lake}", f"folder data_dir {lake}/none"))
     read_only = cluster(edit=lambda script: script.replace('>"$2/$mine"', '>"/proc/version"'))
     for how, cause in ((missing, "is not there"), (read_only, "cannot be written")):
-        found, _ = run(settings, how)
+        found, _ = run(settings, how, wait_s=120.0)  # the node itself waits 20 s for a folder to be there
         assert f"{lake} on node7 {cause}" in found["folders b"].text
 
 

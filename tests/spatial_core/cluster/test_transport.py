@@ -81,6 +81,7 @@ def test_one_connection_serves_all_requests(ssh: FakeSsh, tmp_path: Path) -> Non
 
 
 def test_connections_are_strict_and_ask_nothing(ssh: FakeSsh, tmp_path: Path) -> None:
+    (tmp_path / "a key").touch()
     ssh.connection(port=2222, user="me", key=tmp_path / "a key", known_hosts=tmp_path / "100% known").ask(LOOK)
     (call,) = ssh.calls("ControlMaster=yes")
     for words in (
@@ -146,7 +147,7 @@ def test_a_host_that_stays_away_is_given_up(ssh: FakeSsh) -> None:
     ("said", "told"),
     [
         ("Host key verification failed.", r"compare the fingerprint .*, then: ssh-keyscan -p 22 login >> ~/.ssh/known"),
-        ("WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!", "ssh-keyscan"),
+        ("WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED!", r"another one than .* -f ~/.ssh/known_hosts -R login"),
         ("me@login: Permission denied (publickey).", r"login refused .* check compute.ssh_user and compute.ssh_key"),
     ],
 )  # fmt: skip
@@ -156,6 +157,12 @@ def test_what_a_person_has_to_settle_is_not_tried_again(said: str, told: str, ss
         ssh.connection().ask(LOOK)
     assert not isinstance(caught.value, ClusterUnreachable)
     assert ssh.pauses == []
+
+
+def test_a_key_that_is_not_there_is_named(ssh: FakeSsh, tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=f"compute.ssh_key: there is no file {tmp_path}/id"):
+        ssh.connection(key=tmp_path / "id").ask(LOOK)
+    assert ssh.calls("ControlMaster=yes") == []
 
 
 def test_what_a_login_shell_prints_is_passed_over(ssh: FakeSsh) -> None:

@@ -86,7 +86,7 @@ def test_amounts_that_are_none_are_refused(key: str, values: tuple[object, ...])
     [
         "--array=0-5", "--arr=0-5", "--export=NONE", "--exp=NONE", "--chdir=/", "--output=/x", "--outp=/x",
         "--wrap=true", "--requeue", "--no-requeue", "--signal=KILL",
-        "--parsable", "--help", "--clusters=all", "--wait", "--test-only",
+        "--uid=0", "--gid=0", "--get-user-env", "--parsable", "--help", "--clusters=all", "--wait", "--test-only",
     ],
 )  # fmt: skip
 def test_options_that_would_hide_a_job_are_refused_also_abbreviated(option: str) -> None:

@@ -7,6 +7,7 @@ what their script does before the stage (`compute.setup`) and by what befalls jo
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -163,7 +164,8 @@ def failed(case: Case, kind: type[errors.JobFailed], state: str) -> str:
     assert Path(done.log).parts[-2] == "logs"
     assert len(case.watcher.jobs) == 1
     text = str(done.error)
-    assert text.startswith(f"job {case.job()} ended {state} (")
+    who = f" by user {os.getuid()}" if state == "CANCELLED" else ""
+    assert text.startswith(f"job {case.job()} ended {state}{who} (")
     return text
 
 

@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -32,6 +33,7 @@ SetOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout; logs stay on stderr.")]
 
+_WIDEST = 10_000  # columns of text
 STDERR = Console(stderr=True)
 STDOUT = Console()
 
@@ -124,8 +126,11 @@ def show(report: Report, as_json: bool) -> None:
 
 def print_table(table: Table) -> None:
     """A table on stdout: no wider than a terminal, but in full where a file or a program reads it."""
-    width = None if STDOUT.is_terminal else max(STDOUT.width, STDOUT.measure(table).maximum)
-    STDOUT.print(table, width=width, crop=False)
+    if STDOUT.is_terminal:
+        STDOUT.print(table)
+        return
+    natural = Measurement.get(STDOUT, STDOUT.options.update(width=_WIDEST), table).maximum
+    Console(width=max(STDOUT.width, natural)).print(table)
 
 
 def headline(report: Report, write: Callable[[Table], None]) -> None:

@@ -151,7 +151,7 @@ def data_set_of(tar: Path, name_pattern: str) -> int:
         InputError: if the name does not match the pattern, or its stem is no number.
     """
     if not re.fullmatch(name_pattern, tar.name):
-        raise InputError(f"{tar}: the file name must match {name_pattern!r} (process_tar.tar_name_pattern)")
+        raise InputError(f"{tar}: the file name must match {name_pattern} (process_tar.tar_name_pattern)")
     if not (tar.stem.isascii() and tar.stem.isdigit()):
         raise InputError(f"{tar}: the name before .tar must be the data set number, found {tar.stem!r}")
     return int(tar.stem)

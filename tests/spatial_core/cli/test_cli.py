@@ -89,3 +89,9 @@ def test_settings_and_status_as_json(tmp_path: Path) -> None:
 def test_sql_prints_tables_and_csv(tmp_path: Path) -> None:
     assert spatial("sql", "select 1 as a, 'x,y' as b", "--format", "csv", cwd=tmp_path).stdout == 'a,b\n1,"x,y"\n'
     assert "answer" in spatial("sql", "select 42 as answer", cwd=tmp_path).stdout
+
+
+def test_tables_are_in_full_where_a_program_reads_them(tmp_path: Path) -> None:
+    shown = spatial("stats", cwd=tmp_path).stdout
+    for heading in ("per building", "repeated", "rejected"):
+        assert heading in shown

@@ -177,13 +177,20 @@ class _JobMessages(dg.PipesMessageReader):
 
     def __init__(self) -> None:
         self._handler: Any = None
+        self._opened = False
         self._closed: dict[str, Any] | None = None
 
     @contextmanager
     def read_messages(self, handler: Any) -> Iterator[dict[str, Any]]:
         """Where the job writes stands in its task file, so the session has nothing to tell it."""
         self._handler = handler
-        yield {}
+        try:
+            yield {}
+        except BaseException:
+            # The run ends before its job and says so itself: Dagster need not wonder why the session stays open.
+            if self._opened:
+                handler.handle_message({"method": "closed", "params": {}})
+            raise
         # A job that is queued again opens and closes its session once for each attempt; for Dagster it is one.
         if self._closed is not None:
             handler.handle_message(self._closed)
@@ -193,6 +200,7 @@ class _JobMessages(dg.PipesMessageReader):
         if message["method"] == "closed":
             self._closed = message
         elif message["method"] in ("opened", "log", "report_custom_message"):
+            self._opened = self._opened or message["method"] == "opened"
             self._handler.handle_message(message)
 
     @property
@@ -201,7 +209,7 @@ class _JobMessages(dg.PipesMessageReader):
         return 1
 
     def no_messages_debug_text(self) -> str:
-        return "The job writes them to a file in its job folder, beside its log."
+        return "The job writes them to a file in its job folder, beside its log; one that never started has none."
 
 
 class _Heard(Said):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -22,7 +23,7 @@ from spatial_assets.compute import cluster
 from spatial_assets.compute.base import Outcome, Work
 from spatial_assets.compute.choose import choose_runner
 from spatial_assets.compute.cluster import JOB_TAG, ClusterJobs, JobArray, SingleJob, one_or_many
-from spatial_assets.compute.dagster_slurm_client import HardenedSlurmPipesClient
+from spatial_assets.compute.dagster_slurm_client import HardenedSlurmPipesClient, _JobMessages
 from spatial_assets.compute.dagster_slurm_terms import overrides
 from spatial_assets.compute.local import ChildProcess
 from spatial_core.cluster import beside_scheduler
@@ -401,3 +402,19 @@ def test_termination_cancels_the_job(
         dg.materialize([intermediates], instance=instance)
     assert pocket.tasks["701"].state == "CANCELLED"
     assert Ledger(settings.jobs_dir).submissions() == []
+    said = [entry.user_message for entry in instance.all_logs(seen["run"]) if not entry.is_dagster_event]
+    assert any("cancelled 1 tasks of intermediates" in line for line in said)
+    (noise,) = [line for line in said if "[pipes]" in line]
+    assert "one that never started has none" in noise
+
+
+@pytest.mark.parametrize(("said", "told"), [([], []), (["opened"], ["opened", "closed"])])
+def test_a_session_that_a_job_opened_is_closed_with_the_run(said: list[str], told: list[str]) -> None:
+    messages = _JobMessages()
+    handled: list[str] = []
+    handler = SimpleNamespace(handle_message=lambda message: handled.append(message["method"]))
+    with pytest.raises(KeyboardInterrupt), messages.read_messages(handler):
+        for method in said:
+            messages.take({"method": method, "params": {}})
+        raise KeyboardInterrupt
+    assert handled == told

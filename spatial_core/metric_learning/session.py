@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from spatial_core.config.settings import Settings
-from spatial_core.errors import ConfigError, ModelError
+from spatial_core.errors import ConfigError, Interrupted, ModelError
 from spatial_core.interruption import stop_here, stop_requested
 from spatial_core.metric_learning.checkpoint import (
     BEST,
@@ -144,8 +144,9 @@ class Session:
                 seconds += time.perf_counter() - begun
                 self._after_epoch(stats, tracker)
             self._finish()
-        except BaseException:
-            tracker.finish(failed=True)
+        except BaseException as error:
+            interrupted = isinstance(error, Interrupted) or not isinstance(error, Exception)
+            tracker.finish(status="KILLED" if interrupted else "FAILED")
             raise
         tracker.finish([record_path(self._output_dir / BEST)])
         return self._details(tracker, resumed_from, triplets / seconds if seconds else None)

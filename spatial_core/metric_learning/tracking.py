@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from spatial_core.config.settings import Settings
@@ -65,6 +65,9 @@ def tracking_of(settings: Settings) -> Tracking | None:
     )
 
 
+Status = Literal["FINISHED", "FAILED", "KILLED"]
+
+
 def without_password(uri: str) -> str:
     """The URI without user name and password, fit to be shown."""
     parts = urlsplit(uri)
@@ -104,11 +107,10 @@ class Tracker:
         if time.monotonic() >= self._retry_at:
             self._deliver()
 
-    def finish(self, artifacts: Sequence[Path] = (), *, failed: bool = False) -> None:
-        """Add files and close the run."""
+    def finish(self, artifacts: Sequence[Path] = (), *, status: Status = "FINISHED") -> None:
+        """Add files and close the run; KILLED is one that was interrupted and goes on when it is started again."""
         for path in artifacts:
             self._pending.append(lambda client, run, path=path: client.log_artifact(run, str(path)))  # type: ignore[misc]
-        status = "FAILED" if failed else "FINISHED"
         self._pending.append(lambda client, run: client.set_terminated(run, status))
         self._deliver()
         self.undelivered = len(self._pending) if self._tracking is not None else 0

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 
 from spatial_core.config.settings import load_settings
+from spatial_core.errors import Interrupted, ModelError, SpatialError
 from spatial_core.metric_learning import tracking
 from spatial_core.metric_learning.tracking import Tracker, Tracking, tracking_of, without_password
 from spatial_core.metric_learning.training import train_projector
-from spatial_core.report import Report
+from spatial_core.report import Progress, Report, silent
 from tests.data.make_training_lake import DEFAULTS, Lake, train_settings
 
 HISTORY = [{"epoch": epoch, "train_loss": 1.0 / epoch, "validation": {"recall@1": 0.1 * epoch}} for epoch in (1, 2, 3)]
@@ -43,7 +44,7 @@ def steps(uri: str, run: str, metric: str) -> dict[int, float]:
     return {entry.step: entry.value for entry in history}
 
 
-def train(lake: Lake, uri: str, experiment: str, *overrides: str) -> Report:
+def train(lake: Lake, uri: str, experiment: str, *overrides: str, progress: Progress = silent) -> Report:
     settings = train_settings(
         "logging.wandb_enabled=true",
         f"logging.mlflow_tracking_uri={uri}",
@@ -51,7 +52,7 @@ def train(lake: Lake, uri: str, experiment: str, *overrides: str) -> Report:
         f"paths.data_dir={lake.output.parent}",
         *overrides,
     )
-    return train_projector(lake.merged, lake.difficulty, lake.output, settings)
+    return train_projector(lake.merged, lake.difficulty, lake.output, settings, progress)
 
 
 def test_a_run_is_in_the_store_with_parameters_metrics_and_the_best_record(lake: Lake, store: Path) -> None:
@@ -78,6 +79,22 @@ def test_a_run_is_in_the_store_with_parameters_metrics_and_the_best_record(lake:
     assert client(uri).get_run(told["run_id"]).info.status == "FINISHED"
 
 
+@pytest.mark.parametrize(("error", "status"), [(Interrupted("enough"), "KILLED"), (ModelError("nan"), "FAILED")])
+def test_an_interrupted_run_is_no_failed_one(error: SpatialError, status: str, lake: Lake, store: Path) -> None:
+    def stop(done: int, total: int | None, message: str) -> None:
+        if message.startswith("epoch 2"):
+            raise error
+
+    uri, experiment = f"sqlite:///{store}", f"ended {status}"
+    with pytest.raises(type(error)):
+        train(lake, uri, experiment, "logging.log_every_n_batches=1", progress=stop)
+    (run,) = client(uri).search_runs([client(uri).get_experiment_by_name(experiment).experiment_id])
+    assert run.info.status == status
+    again = train(lake, uri, experiment)
+    assert again.details["tracking"]["run_id"] == run.info.run_id
+    assert client(uri).get_run(run.info.run_id).info.status == "FINISHED"
+
+
 def tracker(uri: str, experiment: str, root: Path) -> Tracker:
     return Tracker(Tracking(uri, experiment, "run", root / "artifacts"))
 
@@ -98,7 +115,7 @@ def test_a_run_that_is_unknown_to_the_store_becomes_a_new_one(store: Path, tmp_p
     uri = f"sqlite:///{store}"
     made = tracker(uri, "replaced", tmp_path)
     made.start({"a": 1}, "0" * 32, HISTORY)
-    made.finish(failed=True)
+    made.finish(status="FAILED")
     assert made.run_id != "0" * 32
     run = client(uri).get_run(made.run_id)
     assert (run.info.status, run.data.params) == ("FAILED", {"a": "1"})

@@ -24,18 +24,25 @@ def job_metadata(asset: str, done: Done, compute: ComputeSection) -> dict[str, A
 
     By dagster-slurm's names: `slurm_job_id`, `slurm_state`, `slurm_exit_code`, `elapsed_seconds`, `max_memory_mb`,
     `cpu_efficiency_pct`, `node_hours`, `slurm_allocated_gpus`, `slurm_tres_accounting`. By ours: the command that shows
-    everything accounting knows, node, CPU, core and GPU seconds, GPU utilisation, cost, and the log of a failure.
+    everything accounting knows, node, CPU, core and GPU seconds, GPU utilisation, cost, and the log of a failure. A job
+    that was queued again shows the number of its attempts, and seconds and cost of all of them.
     """
     ending = done.ending
     if ending is None:
         return {}
-    record = usage_record(ending, asset, done.key, done.usage, (compute.cost_per_gpu_hour, compute.cost_per_cpu_hour))
+    prices = (compute.cost_per_gpu_hour, compute.cost_per_cpu_hour)
+    record = usage_record(ending, asset, done.key, done.usage, prices)
+    attempts = [usage_record(attempt, asset, done.key, {}, prices) for attempt in ending.attempts]
+    if len(attempts) > 1:
+        record |= {name: _added(attempt[name] for attempt in attempts) for name in ("cpu_s", "core_s", "gpu_s", "cost")}
     shown = _named_by_dagster_slurm(ending)
     shown["job_accounting"] = dg.MetadataValue.text(f"sacct -j {ending.task_id} --format=ALL")
     names = ("node", "cpu_s", "core_s", "gpu_s", "gpu_utilisation")
     shown |= {f"job_{name}": record[name] for name in names if record[name] not in (None, "")}
     if compute.cost_per_gpu_hour or compute.cost_per_cpu_hour:
         shown["job_cost"] = record["cost"]
+    if len(attempts) > 1:
+        shown["job_attempts"] = len(attempts)
     if done.log:
         shown["job_log"] = dg.MetadataValue.path(done.log)
     return shown
@@ -49,6 +56,12 @@ def summed(tasks: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     costs = {name for task in made for name in task if name in _COSTS}
     total = {name: sum(_plain(task.get(name, 0)) for task in made) for name in sorted(costs)}
     return {"slurm_job_id": ", ".join(str(_plain(task["slurm_job_id"])) for task in made), **total}
+
+
+def _added(values: Iterable[float | None]) -> float | None:
+    """The sum of what is known; None when nothing is."""
+    known = [value for value in values if value is not None]
+    return round(sum(known), 6) if known else None
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What jobs used, one line for each end of a job, in `usage.jsonl` in the folder of jobs.
+"""What jobs used, one line for each attempt of a job, in `usage.jsonl` in the folder of jobs.
 
 The run that follows a job writes its line. A job that was given up, because it was cancelled or because it had ended
 badly while nobody followed it, stands in the ledger until somebody who looks at the cluster next has written its line.
@@ -17,18 +17,22 @@ from spatial_core.config.settings import Settings
 
 
 def keep_usage(settings: Settings, task: TaskRecord, ending: Ending, said: Mapping[str, Any]) -> None:
-    """Append what a task used, at the prices of the settings; a line is written in one piece.
+    """Append what a task used, at the prices of the settings; the lines are written in one piece.
 
     Args:
         settings: of the task.
         task: the task.
         ending: how it ended.
-        said: what the job itself reported of its use.
+        said: what the last attempt itself reported of its use.
     """
     prices = (settings.compute.cost_per_gpu_hour, settings.compute.cost_per_cpu_hour)
-    record = usage_record(ending, task.submission.asset, task.key, said, prices)
+    reported = [*({} for _ in ending.earlier), said]
+    records = [
+        usage_record(attempt, task.submission.asset, task.key, its, prices)
+        for attempt, its in zip(ending.attempts, reported, strict=True)
+    ]
     with settings.locations.usage_file.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write("".join(json.dumps(record) + "\n" for record in records))
 
 
 def account_for_given_up(settings: Settings, scheduler: Scheduler) -> int:

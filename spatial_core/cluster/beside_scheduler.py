@@ -28,7 +28,7 @@ PASSED = ("PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "SLURM_CONF", "LD_
 PASSED_PREFIXES = ("LC_", "MODULE", "LMOD", "BASH_FUNC_", "__LMOD", "XDG_RUNTIME")
 ACCOUNTING = (
     "JobID", "State", "ExitCode", "ElapsedRaw", "TotalCPU", "CPUTimeRAW", "MaxRSS", "NodeList", "AllocTRES", "ReqMem",
-    "Submit", "Start", "End", "Partition",
+    "Submit", "Start", "End", "Partition", "JobName",
 )  # fmt: skip
 TIMEOUT_S = 50
 MESSAGE_BYTES = 1 << 16  # of one task and poll; the rest comes with the next poll
@@ -146,8 +146,8 @@ def expand(name: str) -> "List[str]":
 
 
 def accounting(jobs: "List[str]") -> "Tuple[List[Json], Optional[str]]":
-    """Accounting rows of jobs, a dict each; and what went wrong, or None."""
-    code, out, error = command(["sacct", "-n", "-P", "-j", ",".join(jobs), "--format=" + ",".join(ACCOUNTING)])
+    """Accounting rows of jobs, a dict each, those of attempts before a requeue too; and what went wrong, or None."""
+    code, out, error = command(["sacct", "-n", "-P", "-D", "-j", ",".join(jobs), "--format=" + ",".join(ACCOUNTING)])
     if code:
         return [], error or f"sacct ended with exit code {code}"
     rows = [line.split("|") for line in out.splitlines()]

@@ -74,7 +74,7 @@ _NEAR_LIMIT = 0.97  # of the memory asked for: accounting samples now and then, 
 
 @dataclass(frozen=True)
 class Ending:
-    """The last attempt of a task.
+    """The last attempt of a task, or an earlier one.
 
     Args:
         task_id: as the scheduler names it.
@@ -93,6 +93,7 @@ class Ending:
         node: where it ran.
         partition: which partition it ran in.
         start, end: as accounting writes them.
+        earlier: attempts before it, which ended in a requeue; oldest first.
     """
 
     task_id: str
@@ -112,6 +113,12 @@ class Ending:
     partition: str = ""
     start: str = ""
     end: str = ""
+    earlier: tuple[Ending, ...] = ()
+
+    @property
+    def attempts(self) -> tuple[Ending, ...]:
+        """All attempts, oldest first: each took time and may have cost something."""
+        return (*self.earlier, self)
 
     @property
     def out_of_memory(self) -> bool:
@@ -146,6 +153,7 @@ def ending_of(task_id: str, accounted: Accounted) -> Ending:
         partition=job["Partition"],
         start=job["Start"],
         end=job["End"],
+        earlier=tuple(ending_of(task_id, attempt) for attempt in accounted.earlier),
     )
 
 

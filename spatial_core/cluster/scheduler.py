@@ -33,10 +33,17 @@ class Queued:
 
 @dataclass(frozen=True)
 class Accounted:
-    """What accounting says of a task: the row of the job, and those of its steps, where processes are counted."""
+    """What accounting says of a task's last attempt.
+
+    Args:
+        job: its row.
+        steps: rows of its steps, where processes are counted.
+        earlier: attempts before it, which ended in a requeue; oldest first.
+    """
 
     job: Mapping[str, str]
     steps: tuple[Mapping[str, str], ...] = ()
+    earlier: tuple[Accounted, ...] = ()
 
     @property
     def state(self) -> str:
@@ -244,13 +251,20 @@ def _line(said: str | None) -> str | None:
 
 
 def _accounts(rows: Iterable[Mapping[str, str]]) -> dict[str, Accounted]:
-    """Rows by task id."""
-    jobs: dict[str, Mapping[str, str]] = {}
-    steps: defaultdict[str, list[Mapping[str, str]]] = defaultdict(list)
+    """Rows by task id. Each row of a job is an attempt, followed by those of its steps."""
+    attempts: defaultdict[str, list[tuple[Mapping[str, str], list[Mapping[str, str]]]]] = defaultdict(list)
     for row in rows:
         name, dot, _ = row["JobID"].partition(".")
-        if dot:
-            steps[name].append(row)
-        else:
-            jobs.update((task, row) for task in expand(name))
-    return {name: Accounted(row, tuple(steps.get(name, ()))) for name, row in jobs.items()}
+        if not dot:
+            for task in expand(name):
+                attempts[task].append((row, []))
+        elif name in attempts:
+            attempts[name][-1][1].append(row)
+    return {task: _last(listed) for task, listed in attempts.items()}
+
+
+def _last(attempts: list[tuple[Mapping[str, str], list[Mapping[str, str]]]]) -> Accounted:
+    """The last attempt of a task, with those before it: of another name is what had its number before a reset."""
+    *earlier, (job, steps) = sorted(attempts, key=lambda attempt: attempt[0]["Submit"])
+    before = (Accounted(row, tuple(its)) for row, its in earlier if row["JobName"] == job["JobName"])
+    return Accounted(job, tuple(steps), tuple(before))

@@ -270,4 +270,7 @@ def test_nothing_is_left_over(cases: dict[str, Case], on_node2: dict[str, Case],
         case.done()
     assert Ledger(lake.folder / "jobs").submissions() == []
     lines = (lake.folder / "jobs" / "usage.jsonl").read_text().splitlines()
-    assert len({(json.loads(line)["job"], json.loads(line)["state"]) for line in lines}) == len(lines)
+    used = [json.loads(line) for line in lines]
+    assert len({(one["job"], one["start"], one["state"]) for one in used}) == len(used)
+    requeued = cases["requeued"].job()
+    assert [one["state"] for one in used if one["job"] == requeued] == ["REQUEUED", "COMPLETED"], "each attempt counts"

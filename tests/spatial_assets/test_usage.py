@@ -5,15 +5,19 @@ from __future__ import annotations
 import base64
 import json
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import dagster as dg
 
+from spatial_assets.compute.accounting import job_metadata
 from spatial_assets.compute.base import Work
 from spatial_assets.compute.choose import choose_runner
 from spatial_assets.compute.local import ChildProcess, InProcess
 from spatial_assets.definitions import definitions_with
 from spatial_assets.defs.resources import SettingsResource
 from spatial_core.cluster.ending import Ending, usage_record
+from spatial_core.cluster.following import Done
+from spatial_core.config.compute import ComputeSection
 from spatial_core.jobs.registry import StageCall
 
 TASK = Ending(
@@ -57,3 +61,13 @@ def test_nothing_but_the_profile_and_the_asset_decide_where_work_is_done(lake) -
     }
     assert there["hf_model"] is there["cluster_usage"] is ChildProcess
     assert there["merged_splits"] not in {ChildProcess, InProcess}
+
+
+def test_metadata_adds_up_the_attempts_of_a_job() -> None:
+    compute = ComputeSection(cost_per_gpu_hour=2.0)
+    once = job_metadata("backbone_embeddings", Done("0001", ending=TASK), compute)
+    assert "job_attempts" not in once
+    twice = job_metadata("backbone_embeddings", Done("0001", ending=replace(TASK, earlier=(TASK,))), compute)
+    assert twice["job_attempts"] == 2
+    for name in ("job_cost", "job_gpu_s", "job_core_s", "job_cpu_s"):
+        assert twice[name] == 2 * once[name] > 0

@@ -83,7 +83,8 @@ class Job:
 
 COLUMNS = {
     "ElapsedRaw": "9", "TotalCPU": "00:08.000", "CPUTimeRAW": "9", "MaxRSS": "", "NodeList": "node1",
-    "AllocTRES": "cpu=1,mem=4G,node=1", "ReqMem": "4G", "Submit": "s", "Start": "b", "End": "e", "Partition": "cpu",
+    "AllocTRES": "cpu=1,mem=4G,node=1", "ReqMem": "4G", "Submit": "s", "Start": "b", "End": "e",
+    "Partition": "cpu", "JobName": "n",
 }  # fmt: skip
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spatial_core.cluster import accounting
-from spatial_core.cluster.ledger import Ledger, now
+from spatial_core.cluster.ledger import Ledger, SubmissionRecord, TaskRecord, now
 from spatial_core.errors import ClusterUnreachable
 from tests.spatial_core.cluster.simulated import Bench, Recorder
 
@@ -109,3 +110,19 @@ def test_a_run_ends_well_although_the_cluster_is_gone_at_its_end(bench: Bench) -
     bench.cluster.unreachable = True
     assert list(outcomes) == []
     assert "what cancelled jobs used is not known yet: no route to host" in observer.text(30)
+
+
+def test_every_attempt_of_a_job_that_was_queued_again_counts(bench: Bench) -> None:
+    bench.cluster.step(lambda: bench.succeed("0201"))
+    (done,) = bench.run("0201")
+    assert done.ending is not None
+    first = replace(done.ending, state="REQUEUED", start="a", elapsed_s=3600, gpus=1)
+    ending = replace(done.ending, earlier=(first,))
+    settings = bench.settings(cost_per_gpu_hour=2.0)
+    task = TaskRecord(SubmissionRecord("n", "intermediates", "/f", "run", ("0202",), ("i",), 0.0, "7"), 0)
+    accounting.keep_usage(settings, task, ending, {"gpu_utilisation": 0.5})
+    kept = [json.loads(line) for line in settings.locations.usage_file.read_text().splitlines()][-2:]
+    assert [(one["state"], one["cost"], one["gpu_utilisation"]) for one in kept] == [
+        ("REQUEUED", 2.0, None),
+        ("COMPLETED", 0.0, 0.5),
+    ]

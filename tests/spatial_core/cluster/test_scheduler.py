@@ -141,10 +141,10 @@ def test_a_look_tells_tasks_apart() -> None:
         ["14", "RUNNING", "", ""],
     ]
     accounting = [
-        {"JobID": "12_2", "State": "CANCELLED by 0"},
+        {"JobID": "12_2", "State": "CANCELLED by 0", "Submit": "s"},
         {"JobID": "12_2.batch", "State": "CANCELLED"},
         {"JobID": "12_2.0", "State": "CANCELLED"},
-        {"JobID": "15_[0-1]", "State": "PENDING"},
+        {"JobID": "15_[0-1]", "State": "PENDING", "Submit": "s"},
     ]
     said = answer(queue=rows, accounting=accounting, messages={"12_0": [5, "one\n"]}, more=["12_0"])
     tasks: dict[str, tuple[str | None, int]] = {f"12_{index}": ("/a/messages", 0) for index in range(4)}
@@ -161,6 +161,24 @@ def test_a_look_tells_tasks_apart() -> None:
     assert look.lines == {"12_0": (5, "one\n")}
     assert look.more == {"12_0"}
     assert look.silent is None
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0)], ids=["oldest first", "newest first"])
+def test_attempts_before_a_requeue_are_told_from_the_last(order: tuple[int, ...]) -> None:
+    attempts = [
+        ("2025-12-31T09:00:00", "FAILED", "somebody else's job of that number"),
+        ("2026-01-01T09:00:00", "REQUEUED", "ours"),
+        ("2026-01-01T10:00:00", "PREEMPTED", "ours"),
+        ("2026-01-01T11:00:00", "COMPLETED", "ours"),
+    ]
+    accounting = []
+    for submitted, state, name in (attempts[place] for place in order):
+        accounting.append({"JobID": "12", "State": state, "Submit": submitted, "JobName": name})
+        accounting.append({"JobID": "12.batch", "State": state, "Submit": submitted, "JobName": "batch"})
+    last = Script(answer(queue=[], accounting=accounting)).scheduler.look({"12": (None, 0)}).accounts["12"]
+    assert (last.state, [attempt.state for attempt in last.earlier]) == ("COMPLETED", ["REQUEUED", "PREEMPTED"])
+    for attempt in (last, *last.earlier):
+        assert [step["State"] for step in attempt.steps] == [attempt.state]
 
 
 @pytest.mark.parametrize("which", ["queue", "accounting"])

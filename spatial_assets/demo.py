@@ -86,7 +86,7 @@ class Screen:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        self._console.print(f"[dim]{time.monotonic() - self._start:6.1f}[/] {line}", highlight=False)
+        self._console.print(f"[dim]{time.monotonic() - self._start:6.1f}[/] {line}", highlight=False, soft_wrap=True)
 
     def on_event(self, event: DriveEvent) -> None:
         """Show what the driver does."""

@@ -139,6 +139,7 @@ def headline(report: Report, write: Callable[[Table], None]) -> None:
     if not rows:
         return
     ks = [name for name in rows[0] if name.startswith("recall@") and not name.endswith("_ci")]
+    ks.sort(key=lambda name: int(name.removeprefix("recall@")))  # read from a manifest, they stand by the alphabet
     table = Table(title="same-building retrieval on held-out buildings (R@k = recall@k)")
     for name in ("split", "method", *(name.replace("recall", "R") for name in ks), "mAP", "MRR"):
         table.add_column(name)

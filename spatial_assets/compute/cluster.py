@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -15,13 +16,15 @@ from spatial_assets.compute.base import Outcome, Work
 from spatial_core.cluster.building import ready_python
 from spatial_core.cluster.engine import Engine
 from spatial_core.cluster.identity import identity
-from spatial_core.cluster.ledger import Ledger, SubmissionRecord
+from spatial_core.cluster.ledger import Ledger, SubmissionRecord, TaskRecord
 from spatial_core.cluster.made import MadeBefore
 from spatial_core.cluster.scheduler import Scheduler
 from spatial_core.cluster.transport import transport_for
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ClusterError
 from spatial_core.jobs.registry import StageCall
+from spatial_core.lake.catalogue import CATALOGUE
+from spatial_core.storage.atomic import busy, in_other_hands
 
 JOB_TAG = "cluster_job/{asset}"
 _ENDING = (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED)
@@ -36,18 +39,37 @@ class ClusterJobs:
         asked = {key: identity(work.asset, key, call) for key, call in work.calls.items()}
         missing = dict(work.calls)
         # A job that is on its way has to be followed to its end, or nobody would take note of it.
-        on_their_way = Ledger(jobs_dir).find(asked)
+        ledger = Ledger(jobs_dir)
+        on_their_way = ledger.find(asked)
         # Workers that share something are asked for because there is more to do, whatever they made before.
         for key in () if work.side_by_side else [key for key in asked if key not in on_their_way]:
             if (report := made.find(key, asked[key])) is not None:
                 del missing[key]
                 yield Outcome(key, report)
+        left = {task.key for task in ledger.others(work.asset, asked) if _ended(context, task)}
+        for key, artifact in _written_by_others(work, missing.keys() - on_their_way.keys() - left):
+            del missing[key]
+            yield Outcome(key, error=busy(artifact))
         if not missing:
             return
         for outcome in one_or_many(missing).run_all(context, replace(work, calls=missing)):
             if outcome.report is not None:
                 made.note(outcome.key, asked[outcome.key], outcome.report)
             yield outcome
+
+
+def _written_by_others(work: Work, keys: Iterable[str]) -> list[tuple[str, Path]]:
+    """Keys whose artifact another process is writing just now, with the artifact: a job would only find that out."""
+    if work.side_by_side:
+        return []
+    paths = {key: CATALOGUE[work.asset].path(work.calls[key].settings.locations, key) for key in keys}
+    return [(key, path) for key, path in sorted(paths.items()) if in_other_hands(path)]
+
+
+def _ended(context: dg.AssetExecutionContext, task: TaskRecord) -> bool:
+    """Whether the run that looked after a task is no more."""
+    run = context.instance.get_run_by_id(task.submission.run_id)
+    return run is None or run.is_finished
 
 
 def one_or_many(calls: Mapping[str, StageCall]) -> SingleJob | JobArray:

@@ -19,6 +19,8 @@ from spatial_core.lake.catalogue import CATALOGUE
 _TERMINATED = {dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED}
 _RETRY_OF = "dagster/parent_run_id"
 _WILL_RETRY = "dagster/will_retry"
+FOLLOWS_TAG = "spatial/follows"
+_MOST_TRIES = 5
 
 
 # One run has one kind of partition, so there is a job for each. They are for the sensor alone.
@@ -61,8 +63,14 @@ def cluster_jobs(context: dg.SensorEvaluationContext, settings: SettingsResource
         elif run is not None and (not run.is_finished or _retried(context.instance, run)):
             continue
         else:
+            tried = context.instance.get_runs(dg.RunsFilter(tags={FOLLOWS_TAG: _name_of(submission)}))
+            if any(not follower.is_finished for follower in tried):
+                continue
+            if len(tried) >= _MOST_TRIES * len(submission.keys):
+                context.log.warning(f"{submission.name}: no run takes note of its jobs; materialize {submission.asset}")
+                continue
             left.append(str(submission.job or submission.name))
-            requests += _requests(context.instance, submission, submission.open_tasks)
+            requests += _requests(context.instance, submission, submission.open_tasks, len(tried))
     if not requests:
         return dg.SkipReason("every job belongs to a run in progress")
     context.log.info(f"run ended before its jobs: {', '.join(left)}; following them")
@@ -85,22 +93,31 @@ def _retried(instance: dg.DagsterInstance, run: dg.DagsterRun) -> bool:
     return any(not retry.is_finished for retry in retries)
 
 
+def _name_of(submission: SubmissionRecord) -> str:
+    """Names a submission in the hands of a run: followers of a lost one are told from those of the next."""
+    return f"{submission.name}/{submission.run_id}"
+
+
 def _requests(
-    instance: dg.DagsterInstance, submission: SubmissionRecord, tasks: list[TaskRecord]
+    instance: dg.DagsterInstance, submission: SubmissionRecord, tasks: list[TaskRecord], tried: int
 ) -> list[dg.RunRequest]:
-    """A run of the tasks' partitions, as one range where they are neighbours; asked for once for each lost run."""
+    """A run of the tasks' partitions, as one range where they are neighbours.
+
+    Asked for once for each lost run, and again when that came to nothing: `tried` runs have ended by now.
+    """
     keys = [task.key for task in tasks]
-    name = f"{submission.name}/{submission.run_id}"
+    tags = {FOLLOWS_TAG: _name_of(submission)}
+    name = f"{_name_of(submission)}/{tried}"
     partition = CATALOGUE[submission.asset].partition
     job = JOBS[partition].name
     selection = [dg.AssetKey(submission.asset)]
     known = instance.get_dynamic_partitions(partition) if partition else []
     first = known.index(keys[0]) if keys[0] in known else 0
     if len(keys) > 1 and list(known[first : first + len(keys)]) == keys:
-        tags = dict(zip(RANGE_TAGS, (keys[0], keys[-1]), strict=True))
+        tags |= zip(RANGE_TAGS, (keys[0], keys[-1]), strict=True)
         return [dg.RunRequest(run_key=name, job_name=job, asset_selection=selection, tags=tags)]
     return [
-        dg.RunRequest(f"{name}/{key}", job_name=job, asset_selection=selection, partition_key=key or None)
+        dg.RunRequest(f"{name}/{key}", job_name=job, asset_selection=selection, partition_key=key or None, tags=tags)
         for key in keys
     ]
 

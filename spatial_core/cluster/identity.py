@@ -1,4 +1,4 @@
-"""Which requests are the same: asset, partition, what is asked for and the state of its inputs."""
+"""Which requests are the same: asset, partition, the settings its stage reads, and the state of its inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ def identity(asset: str, key: str, call: StageCall) -> str:
     inputs = {
         name: _state(Path(value)) if name not in _OUTPUTS else value for name, value in sorted(call.arguments.items())
     }
-    return digest_json([asset, key, call.stage, STAGES[call.stage].code_version, call.settings.digest, inputs])
+    stage = STAGES[call.stage]
+    share = call.settings.share_digest(*stage.settings)
+    return digest_json([asset, key, call.stage, stage.code_version, share, inputs])
 
 
 def _state(path: Path) -> Any:

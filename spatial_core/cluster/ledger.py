@@ -107,6 +107,16 @@ class Ledger:
         }
         return {key: sent[identity] for key, identity in identities.items() if identity in sent}
 
+    def others(self, asset: str, identities: Mapping[str, str]) -> list[TaskRecord]:
+        """Open tasks of an asset for the same partition keys, but other requests: inputs or settings differ."""
+        return [
+            task
+            for submission in self.submissions()
+            if submission.asset == asset
+            for task in submission.open_tasks
+            if identities.get(task.key) not in {None, submission.identities[task.index]}
+        ]
+
     def submissions(self) -> list[SubmissionRecord]:
         """All that are not settled, oldest first."""
         return self._records("")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -92,6 +92,7 @@ class Sender:
         identities = {key: identity(self._asset, key, call) for key, call in calls.items()}
         sent = Sent()
         with self._ledger.sending():
+            self._end_outdated(identities)
             for record, tasks in self._on_their_way(identities):
                 followed = self._taken_over(record)
                 sent.tasks.update((task.key, TaskRecord(followed, task.index)) for task in tasks)
@@ -193,6 +194,21 @@ class Sender:
             return now() - task.submission.at < self._settings.compute.vanished_after_s
         return accounted.state == "COMPLETED" or accounted.state not in TERMINAL
 
+    def _end_outdated(self, identities: Mapping[str, str]) -> None:
+        """Cancel what a run that has ended left on the cluster for these keys, with inputs or settings of then."""
+        outdated: dict[str, list[TaskRecord]] = {}
+        for task in self._ledger.others(self._asset, identities):
+            if not self._observer.in_progress(task.submission.run_id):
+                outdated.setdefault(task.submission.name, []).append(task)
+        for tasks in outdated.values():
+            record = self._with_job(tasks[0].submission)
+            if record is None:
+                continue
+            for task in (TaskRecord(record, task.index) for task in tasks):
+                said = f"job {task.task_id} of an earlier run was for other inputs or settings; cancelled"
+                self._observer.log(logging.WARNING, task.label(said))
+            give_up(record, [TaskRecord(record, task.index) for task in tasks], self._scheduler, self._ledger)
+
     def _with_job(self, record: SubmissionRecord) -> SubmissionRecord | None:
         """A submission with its job id; None when it never took place. The ledger is held: nobody is submitting it."""
         while record.job is None:
@@ -225,7 +241,16 @@ def cancel_submission(record: SubmissionRecord, scheduler: Scheduler, ledger: Le
             return 0
         record = ledger.submitted(record, jobs[0])
     tasks = record.open_tasks
+    give_up(record, tasks, scheduler, ledger)
+    return len(tasks)
+
+
+def give_up(record: SubmissionRecord, tasks: Sequence[TaskRecord], scheduler: Scheduler, ledger: Ledger) -> None:
+    """Cancel tasks of a submission and give them up.
+
+    Raises:
+        ClusterError: if the scheduler could not do it.
+    """
     whole = len(tasks) == len(record.keys)
     scheduler.cancel([str(record.job)] if whole else [task.task_id for task in tasks])
     ledger.give_up(tasks)
-    return len(tasks)

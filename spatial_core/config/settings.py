@@ -171,6 +171,13 @@ class Settings(BaseModel):
             picked[name] = tree[section][key] if key else tree[section]
         return picked
 
+    def share_digest(self, *dotted: str) -> str:
+        """SHA-256 of the named settings, as `pick` takes them, without those that change no result."""
+        picked = self.pick(*dotted)
+        for section in picked.keys() & _NOT_IDENTITY_KEYS.keys():
+            picked[section] = {k: v for k, v in picked[section].items() if k not in _NOT_IDENTITY_KEYS[section]}
+        return digest_json(picked)
+
     def replaced(self, values: Mapping[str, Any]) -> Settings:
         """The tree with other values, by dotted name; checked as those of a file are.
 

@@ -29,6 +29,7 @@ class Stage:
         target: `module:function`.
         code_version: the algorithm's version, shown by Dagster; equals the module's CODE_VERSION.
         required: names of path arguments that must be given.
+        settings: sections, or single settings, that can change what it makes.
         optional: names of path arguments that may be given.
         shared: several processes started by `torchrun` do it together.
     """
@@ -36,52 +37,86 @@ class Stage:
     target: str
     code_version: str
     required: tuple[str, ...]
+    settings: tuple[str, ...]
     optional: tuple[str, ...] = ()
     shared: bool = False
 
 
 _NO_PATHS = {"model", "worker"}
+_TRAINING = ("training", "training_model", "data.min_negative_distance_m", "global.seed")
+_TUNING = (*_TRAINING, "tuning")
 STAGES: dict[str, Stage] = {
-    "ingest": Stage("spatial_core.street_view.ingest:ingest_tar", "2", ("tar", "output_dir")),
+    "ingest": Stage("spatial_core.street_view.ingest:ingest_tar", "2", ("tar", "output_dir"), ("process_tar",)),
     "fingerprint": Stage(
-        "spatial_core.street_view.fingerprints:fingerprint_tar", "1", ("tar", "intermediates", "output_dir")
+        "spatial_core.street_view.fingerprints:fingerprint_tar",
+        "1",
+        ("tar", "intermediates", "output_dir"),
+        ("fingerprints",),
     ),
-    "embed": Stage("spatial_core.street_view.embeddings:embed_tar", "1", ("tar", "intermediates", "output_dir")),
-    "merge": Stage("spatial_core.street_view.splits:merge_splits", "1", ("embeddings_dir", "output_dir")),
+    "embed": Stage(
+        "spatial_core.street_view.embeddings:embed_tar",
+        "1",
+        ("tar", "intermediates", "output_dir"),
+        ("embedding_model",),
+    ),
+    "merge": Stage(
+        "spatial_core.street_view.splits:merge_splits", "1", ("embeddings_dir", "output_dir"), ("data", "global.seed")
+    ),
     "difficulty": Stage(
-        "spatial_core.street_view.difficulty:compute_difficulty", "2", ("fingerprints_dir", "output_file")
+        "spatial_core.street_view.difficulty:compute_difficulty",
+        "2",
+        ("fingerprints_dir", "output_file"),
+        ("data", "global.seed", "infrastructure.distance_dtype", "infrastructure.row_group_size"),
     ),
     "train": Stage(
         "spatial_core.metric_learning.training:train_projector",
         "1",
         ("merged_dir", "difficulty", "output_dir"),
+        _TRAINING,
         ("study",),
         shared=True,
     ),
     "tune": Stage(
-        "spatial_core.tuning.orchestrate:tune", "1", ("merged_dir", "difficulty", "output_dir"), ("storage_file",)
+        "spatial_core.tuning.orchestrate:tune",
+        "1",
+        ("merged_dir", "difficulty", "output_dir"),
+        _TUNING,
+        ("storage_file",),
     ),
     "tune-worker": Stage(
         "spatial_core.tuning.worker:tune_worker",
         "1",
         ("merged_dir", "difficulty", "output_dir", "storage_file", "worker"),
+        _TUNING,
     ),
     "tune-collect": Stage(
-        "spatial_core.tuning.collect:collect_study", "1", ("merged_dir", "difficulty", "output_dir", "storage_file")
+        "spatial_core.tuning.collect:collect_study",
+        "1",
+        ("merged_dir", "difficulty", "output_dir", "storage_file"),
+        _TUNING,
     ),
     "evaluate": Stage(
         "spatial_core.evaluation.report:evaluate_projector",
         "1",
         ("merged_dir", "checkpoint", "output_dir"),
+        ("evaluation", "training_model", "global.seed"),
         ("difficulty", "intermediates_dir", "raw_dir"),
     ),
     "publish": Stage(
-        "spatial_core.publishing.model_folder:publish_model", "1", ("checkpoint", "output_dir"), ("report_dir",)
+        "spatial_core.publishing.model_folder:publish_model",
+        "1",
+        ("checkpoint", "output_dir"),
+        ("publishing", "embedding_model", "training_model", "inference", "global.seed"),
+        ("report_dir",),
     ),
-    "embed-new": Stage("spatial_core.inference.embed_new:embed_parquet", "1", ("input", "output_dir"), ("model",)),
-    "pool-buildings": Stage("spatial_core.inference.pooling:pool_buildings", "1", ("embeddings_dir", "output_file")),
-    "usage": Stage("spatial_core.cluster.usage:collect_usage", "1", ("usage_file", "output_file")),
-    "demo-data": Stage("spatial_core.demo.city:write_city", "1", ("output_dir",)),
+    "embed-new": Stage(
+        "spatial_core.inference.embed_new:embed_parquet", "1", ("input", "output_dir"), ("inference",), ("model",)
+    ),
+    "pool-buildings": Stage(
+        "spatial_core.inference.pooling:pool_buildings", "1", ("embeddings_dir", "output_file"), ()
+    ),
+    "usage": Stage("spatial_core.cluster.usage:collect_usage", "1", ("usage_file", "output_file"), ()),
+    "demo-data": Stage("spatial_core.demo.city:write_city", "1", ("output_dir",), ("demo", "global.seed")),
 }
 
 

@@ -111,6 +111,29 @@ def write_json(path: Path, record: Any) -> None:
         temporary.write_text(json.dumps(record, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
+def in_other_hands(path: Path) -> bool:
+    """Whether another process holds the writer's lock of an artifact now."""
+    try:
+        handle = _lock_of(path).open("r")
+    except FileNotFoundError:
+        return False
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def busy(path: Path) -> ArtifactBusy:
+    """The error of an artifact in other hands."""
+    return ArtifactBusy(f"{path}: another process is writing it; let that finish, then run again")
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.lock")
+
+
 @contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Hold the writer's lock of an artifact; also sweeps what killed writers of the same artifact left behind.
@@ -121,12 +144,11 @@ def exclusive(path: Path) -> Iterator[None]:
         ArtifactBusy: at once, if another process holds it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name}.lock")
-    with lock.open("a") as handle:
+    with _lock_of(path).open("a") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ArtifactBusy(f"{path}: another process is writing it; let that finish, then run again") from None
+            raise busy(path) from None
         for leftover in path.parent.glob(f".{path.name}.*{_MARK}"):
             if leftover.is_dir():
                 shutil.rmtree(leftover)

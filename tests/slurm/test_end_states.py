@@ -39,7 +39,7 @@ from spatial_core.jobs import registry
 from spatial_core.jobs.__main__ import main
 def crash(**arguments):
     raise KeyError("no such column")
-registry.STAGES["ingest"] = registry.Stage("__main__:crash", "1", ("tar", "output_dir"))
+registry.STAGES["ingest"] = registry.Stage("__main__:crash", "1", ("tar", "output_dir"), ())
 sys.exit(main(sys.argv[1:]))
 """
 

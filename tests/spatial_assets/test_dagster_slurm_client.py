@@ -31,9 +31,10 @@ from spatial_core.cluster.ledger import Ledger
 from spatial_core.cluster.resources import resources_for
 from spatial_core.cluster.script import render
 from spatial_core.config.settings import Settings
-from spatial_core.errors import ClusterUnreachable, ConfigError, JobFailed, TarError
+from spatial_core.errors import ArtifactBusy, ClusterUnreachable, ConfigError, JobFailed, TarError
 from spatial_core.jobs.registry import StageCall, run_stage
 from spatial_core.report import Report
+from spatial_core.storage.atomic import exclusive
 from spatial_core.storage.provenance import artifact_digest
 from tests.spatial_assets.pocket_scheduler import PocketScheduler
 
@@ -224,6 +225,19 @@ def test_what_a_job_made_before_is_found_without_another(
     third = Ran(instance, {key: ingest(city, settings, key) for key in KEYS})
     assert len(pocket.submissions) == 2, "only what is missing is sent"
     assert sum(outcome.result().up_to_date for outcome in third.outcomes) == 1
+
+
+def test_what_somebody_else_is_writing_is_waited_for_without_a_job(
+    city: Path, pocket: PocketScheduler, instance, tmp_path: Path
+) -> None:
+    settings = settings_in(tmp_path, work_dir=tmp_path / "jobs")
+    artifact = settings.locations.intermediates_dir / "0901.parquet"
+    arguments = {"tar": str(city / "raw" / "0901.tar"), "output_dir": str(artifact.parent)}
+    calls = {"0901": StageCall("ingest", arguments, settings)}
+    with exclusive(artifact):
+        assert isinstance(Ran(instance, calls).only.error, ArtifactBusy)
+    assert pocket.submissions == []
+    assert Ran(instance, calls).only.result().artifact == artifact
 
 
 def test_a_job_that_nobody_followed_to_its_end_is_taken_note_of(

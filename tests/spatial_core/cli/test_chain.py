@@ -17,6 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from spatial_core.cli.main import app
+from spatial_core.jobs.registry import STAGES
 from spatial_core.lake.catalogue import CATALOGUE
 from spatial_core.storage.provenance import read_manifest
 from tests.data.make_tars import street_view, tar_bytes
@@ -69,6 +70,10 @@ class Shell:
         manifest = read_manifest(Path(report["artifact"]))
         assert manifest is not None
         assert len(manifest["provenance"]["config_digest"]) == 64, "the settings' digest is in every artifact"
+        share = STAGES[report["stage"]].settings
+        for name in manifest["provenance"]["config"]:
+            known = name in share or name.partition(".")[0] in share
+            assert known, f"jobs that differ in {name} would count as the same request"
         return report
 
 

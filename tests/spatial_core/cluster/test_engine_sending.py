@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -52,6 +53,24 @@ def test_other_inputs_settings_or_keys_are_other_requests(bench: Bench) -> None:
     (done,) = bench.engine(run_id="run-2").run(calls)
     assert done.report is not None
     assert bench.cluster.did("submit") == 2
+
+
+@pytest.mark.parametrize("alive", [False, True])
+def test_jobs_of_a_dead_run_for_other_settings_are_ended_and_accounted_for(bench: Bench, alive: bool) -> None:
+    bench.abandon("0201", "0202", run_id="earlier")
+    bench.cluster.task("0201").start()
+    settings = Settings(process_tar={"row_group_size": 7}, base_dir=bench.folder)  # type: ignore[arg-type]
+    calls = {"0201": StageCall("ingest", bench.calls("0201")["0201"].arguments, settings)}
+    bench.cluster.step(lambda: bench.succeed("0201"))
+    observer = Recorder(running={"earlier"} if alive else set())
+    (done,) = bench.engine(observer, run_id="run-2").run(calls)
+    assert done.report is not None
+    assert bench.cluster.cancelled == ([] if alive else ["0201"])
+    assert ("[0201] job 100_0 of an earlier run was for other inputs" in observer.text()) is not alive
+    (left,) = ledger(bench).submissions()
+    assert [task.key for task in left.open_tasks] == (["0201", "0202"] if alive else ["0202"])
+    states = [json.loads(line)["state"] for line in bench.settings().locations.usage_file.read_text().splitlines()]
+    assert sorted(states) == (["COMPLETED"] if alive else ["CANCELLED", "COMPLETED"])
 
 
 def test_a_dead_runs_jobs_are_taken_over(bench: Bench) -> None:

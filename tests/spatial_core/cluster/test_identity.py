@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,34 @@ def test_asset_key_stage_settings_and_destination_matter(folder: Path) -> None:
     assert len({plain, *others}) == 6
 
 
+def test_settings_that_the_stage_does_not_read_do_not_matter(folder: Path) -> None:
+    """Otherwise tars would be sent to a queue again because somebody trains for longer."""
+    plain = identity("intermediates", "0201", call(folder))
+    other = {"training": {"num_epochs": 7}, "data": {"block_size_m": 9.0}, "tuning": {"trials": 3}}
+    assert identity("intermediates", "0201", call(folder, **other)) == plain
+
+
+def test_every_setting_that_the_difficulty_records_matters(folder: Path) -> None:
+    (folder / "f").mkdir()
+    arguments = {"fingerprints_dir": str(folder / "f"), "output_file": str(folder / "d.parquet")}
+    variants = [
+        {},
+        {"infrastructure": {"distance_dtype": "float64"}},
+        {"data": {"neighbors": 70}},
+        {"global": {"seed": 7}},
+    ]
+    found = {
+        identity("difficulty_metadata", "", StageCall("difficulty", arguments, settings(folder, **sections)))
+        for sections in variants
+    }
+    assert len(found) == len(variants)
+    threads = settings(folder, infrastructure={"threads": 3}, **{"global": {"log_dir": folder}})
+    assert identity("difficulty_metadata", "", StageCall("difficulty", arguments, threads)) in found
+
+
 def test_a_new_version_of_the_code_matters(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = identity("intermediates", "0201", call(folder))
-    newer = registry.Stage("x:y", "next", ())
+    newer = replace(registry.STAGES["ingest"], code_version="next")
     monkeypatch.setitem(registry.STAGES, "ingest", newer)
     assert identity("intermediates", "0201", call(folder)) != plain
 

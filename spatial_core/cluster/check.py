@@ -32,11 +32,16 @@ from spatial_core.errors import ClusterError, ClusterUnreachable, ConfigError
 _PATIENCE_S = 20.0  # for a scheduler that does not take jobs now
 _START = re.compile(r"to start at \d{4}-\d\d-\d\dT(\d\d:\d\d):\d\d .* on nodes? (\S+)")
 _NETWORK = "check compute.ssh_host, compute.ssh_port and compute.ssh_jump_host; is a VPN needed?"
+_NOT_THERE = 127  # exit code by which a shell says that there is no such command
+_NOT_WORKING = (
+    "the command is there and does not work: try it by hand there, in a shell without a terminal; the controller must "
+    "answer `scontrol ping`, and SLURM_CONF must be set where SLURM's settings lie in an unusual place"
+)
 _PATH = "put SLURM's commands on the PATH of shells without a terminal there, such as in ~/.bashrc"
 _COMMANDS = (
     ("python3", ("python3", "--version"), "python3 (3.6 or later) must be on the login node's PATH"),
     ("sbatch", ("sbatch", "--version"), _PATH),
-    ("squeue", ("bash", "-c", 'squeue -h -u "$(id -un)" -o %i'), "the controller must answer: scontrol ping"),
+    ("squeue", ("bash", "-c", 'squeue -h -u "$(id -un)" -o %i'), _PATH),
 )
 
 
@@ -97,11 +102,11 @@ class ClusterCheck:
             yield Finding("login", f"{self.transport.host} over ssh, its host key is known")
         # On this host a request is answered by the interpreter of this process.
         for step, argv, remedy in _COMMANDS if isinstance(self.transport, Ssh) else _COMMANDS[1:]:
-            try:
-                said = facts.ask(self._scheduler, *argv).split()
-            except ClusterError as error:
-                yield Finding(step, str(error), remedy)
+            ran = self._scheduler.run(*argv)
+            if ran.code:
+                yield Finding(step, ran.said, remedy if ran.code == _NOT_THERE else _NOT_WORKING)
                 return
+            said = ran.out.split()
             yield Finding(step, f"{len(said)} jobs of yours are queued" if step == "squeue" else " ".join(said))
         yield self._accounting()
 
@@ -170,14 +175,17 @@ class ClusterCheck:
             return Finding(f"resources {asset}", f"{asked} fit {where}{when}")
         self._unfit.add(asset)
         said = ran.said if ran.code else ""
+        if not misfits and resources.constraint is not None:
+            misfits = ["constraint"]
         keys = ", ".join(f"compute.resources.{asset}.{name}" for name in misfits) or f"compute.resources.{asset}"
         limits = [place for place in places if place.limit_s is not None]
         longest = f", for at most {max(place.limit_s or 0 for place in limits) / 3600:g} h" if limits else ""
+        change = "change" if misfits == ["constraint"] else "lower"
         cause = f"no job with {asked} fits {where}{f': {said}' if said else ''}"
         return Finding(
             f"resources {asset}",
             cause,
-            f"lower {keys}, or name another partition; there is {facts.largest(places)}{longest}",
+            f"{change} {keys}, or name another partition; there is {facts.largest(places)}{longest}",
         )
 
     def _environment(self) -> tuple[Finding, Path | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from spatial_core.cluster.resources import Resources, megabytes
@@ -36,6 +36,10 @@ TERMINAL = frozenset(
 )
 VANISHED = "VANISHED"  # not a state of accounting: neither it nor the queue knows the task
 _AGAIN = "materialize again; finished pieces are kept"
+_NOT_BEGUN = (
+    "the stage had not begun: look at compute.setup, compute.container and the environment; `spatial cluster check` "
+    "tries them"
+)
 _FAILURES: dict[str, tuple[type[JobFailed], str]] = {
     "OUT_OF_MEMORY": (
         JobOutOfMemory,
@@ -114,6 +118,11 @@ class Ending:
     start: str = ""
     end: str = ""
     earlier: tuple[Ending, ...] = ()
+
+    def with_reported(self, usage: Mapping[str, Any]) -> Ending:
+        """With the peak of memory that the job itself measured, where accounting, which samples, saw less."""
+        reported = max(usage.get(name) or 0 for name in ("peak_rss_bytes", "peak_child_rss_bytes")) / 2**20
+        return replace(self, memory_mb=reported) if reported > (self.memory_mb or 0) else self
 
     @property
     def attempts(self) -> tuple[Ending, ...]:
@@ -234,6 +243,8 @@ def _kind(ending: Ending, said: Said) -> tuple[type[JobFailed], str]:
     state = "OUT_OF_MEMORY" if ending.out_of_memory else ending.state
     if state == "FAILED" and said.interrupted is not None:
         state = "INTERRUPTED"
+    if state == "FAILED" and not said.attempts:
+        return JobFailed, _NOT_BEGUN
     return _FAILURES.get(state, (JobFailed, ""))
 
 

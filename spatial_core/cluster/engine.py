@@ -223,7 +223,7 @@ class Engine:
             if accounted is not None and accounted.state in TERMINAL:
                 if not accounted.complete and self._absent_for(watch) < _COMPLETE_S:
                     continue
-                ending = ending_of(task, accounted)
+                ending = ending_of(task, accounted).with_reported(watch.said.usage)
             elif self._absent_for(watch) > self._compute.vanished_after_s:
                 ending = Ending(task, VANISHED)
             else:

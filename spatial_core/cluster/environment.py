@@ -122,7 +122,7 @@ def verify_python(settings: Settings, scheduler: Scheduler, python: Path) -> str
             return None
         problem = problem if after == problem else f"{problem}; after compute.setup: {after}"
     if problem is not None:
-        raise ClusterError(f"{problem}; {remedy(settings)}")
+        raise ClusterError(f"{problem}; {remedy(settings, ran)}")
     return None
 
 
@@ -140,9 +140,14 @@ def disagreement(python: Path, ran: Ran) -> str | None:
     return None if found == here else f"{python} has version {found}, but this process runs {here}"
 
 
-def remedy(settings: Settings) -> str:
-    """What to do about an interpreter with other code, or without."""
+def remedy(settings: Settings, ran: Ran) -> str:
+    """What to do about an interpreter with other code or without, or about one that could not be asked."""
     compute = settings.compute
+    if ran.code and "No module named" not in ran.said and (compute.setup or compute.container):
+        return (
+            "a job's command comes behind the lines of compute.setup and the words of compute.container: try them by "
+            "hand in a shell there"
+        )
     if compute.python is not None:
         return "install this checkout there, or unset compute.python and set compute.environment_dir to have one built"
     if compute.environment_dir is not None:

@@ -231,10 +231,11 @@ class Probing:
     def _code(self, one: _Running, python: Path) -> Finding:
         step = _step("environment", one.probe)
         code, _, said = one.heard["code"].partition(" ")
-        problem = disagreement(python, Ran(int(code), said, ""))
+        ran = Ran(int(code), said, "")
+        problem = disagreement(python, ran)
         if problem is None:
             return Finding(step, f"{python} on {one.node} has the code of this process")
-        return Finding(step, f"on {one.node}: {problem}", remedy(self._settings))
+        return Finding(step, f"on {one.node}: {problem}", remedy(self._settings, ran))
 
     def _clean(self, probes: Sequence[Probe], running: list[str]) -> None:
         """Cancel what still waits or runs, and remove folders and files, here and beside the scheduler."""

@@ -141,7 +141,7 @@ class Ssh:
             return ClusterError(
                 f"{self._place}: its host key is another one than that in {where}; the host was set up anew, or "
                 f"somebody stands in between: ask the cluster's administrators, then: ssh-keygen -f {where} -R "
-                f"{self._known_as}"
+                f"{shlex.quote(self._known_as)}"
             )
         if "Host key verification failed" in text:
             return ClusterError(

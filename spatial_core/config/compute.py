@@ -31,6 +31,9 @@ _OWN_OPTIONS = (
     "--array", "--chdir", "--clusters", "--comment", "--error", "--export", "--export-file", "--get-user-env", "--gid",
     "--help", "--job-name", "--no-requeue", "--open-mode", "--output", "--parsable", "--quiet", "--requeue", "--signal",
     "--test-only", "--uid", "--usage", "--version", "--wait", "--wrap",
+    # These have keys of their own, by which messages and retries go.
+    "--account", "--constraint", "--cpus-per-task", "--gres", "--mem", "--nodes", "--ntasks-per-node", "--partition",
+    "--qos", "--time",
 )  # fmt: skip
 
 

@@ -13,9 +13,10 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from spatial_core.config import sections as s
 from spatial_core.config.compute import ComputeSection, ResourcesSection
@@ -116,6 +117,16 @@ class Settings(BaseModel):
     demo: s.DemoSection = Field(default_factory=s.DemoSection)
     base_dir: Path = Field(default_factory=Path.cwd, exclude=True, description="what relative paths are relative to")
     moved: tuple[str, ...] = Field((), exclude=True, description="keys that stood in another section, one line each")
+
+    @model_validator(mode="after")
+    def _no_password_for_jobs(self) -> Self:
+        """Settings travel to jobs and are shown; a secret must not."""
+        if self.compute.profile != "local" and urlsplit(self.logging.mlflow_tracking_uri or "").password is not None:
+            raise ValueError(
+                "logging.mlflow_tracking_uri holds a password, which would be sent to the cluster with every job; "
+                "leave it out and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the nodes, in setup"
+            )
+        return self
 
     @property
     def seed(self) -> int:

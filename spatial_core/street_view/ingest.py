@@ -16,7 +16,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -79,6 +79,7 @@ def ingest_tar(tar: Path, output_dir: Path, settings: Settings, progress: Progre
     dataset_id = data_set_of(tar, settings.process_tar.tar_name_pattern)
     artifact = output_dir / f"{tar.stem}.parquet"
     rejects_file = output_dir / f"{tar.stem}_rejects.parquet"
+    refused_file = output_dir / f"{tar.stem}_refused.parquet"
     config = settings.pick("process_tar.row_group_size")
     fd = open_tar(tar)
     try:
@@ -95,7 +96,7 @@ def ingest_tar(tar: Path, output_dir: Path, settings: Settings, progress: Progre
             with parquet_sink(artifact, schemas.INTERMEDIATES) as row_writer:
                 # Swept by `exclusive` if left behind.
                 overflow = working_path(artifact.with_name(f".{artifact.name}.waiting.partial"))
-                with parquet_sink(rejects_file, schemas.REJECTS) as reject_writer, WaitingHalves(overflow) as waiting:
+                with parquet_sink(refused_file, schemas.REJECTS) as reject_writer, WaitingHalves(overflow) as waiting:
                     size = settings.process_tar.row_group_size
                     rows = TableBuffer(row_writer, schemas.INTERMEDIATES, size)
                     rejects = TableBuffer(reject_writer, schemas.REJECTS, size)
@@ -106,12 +107,10 @@ def ingest_tar(tar: Path, output_dir: Path, settings: Settings, progress: Progre
                     provenance = Provenance(STAGE, CODE_VERSION, settings.digest, config, {"tar": reading.sha256})
                     reject_writer.add_key_value_metadata({FOOTER_KEY: provenance.to_json()})
                 tally = pairing.tally
+                # An earlier tar of this name stays as it was made, with its own rejects.
+                listed = refused_file if artifact.exists() and not tally.pairs else refused_file.replace(rejects_file)
                 if not tally.pairs:
-                    counts = ", ".join(f"{reason} {count}" for reason, count in tally.rejected.most_common())
-                    raise InputError(
-                        f"{tar}: no valid pair of image and text among {reading.members} members "
-                        f"({counts or 'the tar is empty'}); each is listed in {rejects_file}"
-                    )
+                    raise _no_pair(tar, tally.rejected, listed)
                 row_writer.add_key_value_metadata({FOOTER_KEY: provenance.to_json()})
             seconds = time.monotonic() - start
             report = Report(
@@ -142,6 +141,16 @@ def ingest_tar(tar: Path, output_dir: Path, settings: Settings, progress: Progre
             return report
     finally:
         os.close(fd)
+
+
+def _no_pair(tar: Path, rejected: Counter[str], listed: Path) -> InputError:
+    counts = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
+    if not counts:
+        return InputError(f"{tar}: no valid pair of image and text among 0 members (the tar is empty)")
+    members = rejected.total()
+    return InputError(
+        f"{tar}: no valid pair of image and text among {members} members ({counts}); each is listed in {listed}"
+    )
 
 
 def data_set_of(tar: Path, name_pattern: str) -> int:

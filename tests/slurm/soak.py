@@ -89,7 +89,7 @@ class Soak:
             (raw / f"{key}.tar").write_bytes(tar_bytes(street_view(int(key), 7, targets=1)))
         for number in range(WORKERS):
             own = keys[number::WORKERS]
-            shared = [key for key in keys[:: 10 * WORKERS] if key not in own]
+            shared = [key for place, key in enumerate(keys) if not place % 10 and (place + 1) % WORKERS == number]
             journal = self.lake.config.parent / f"journal{number}.jsonl"
             self.workers.append(Worker(f"worker{number}", own + shared, self.lake, journal))
 

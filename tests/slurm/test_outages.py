@@ -140,7 +140,7 @@ def test_an_unknown_host_is_refused_with_what_to_do(slurm: Slurm, lake: Followed
     port = slurm.ssh.port
     told = {
         empty: rf"compare the fingerprint .* >> {empty}",
-        other: rf"another one than that in {other}; .*: ssh-keygen -f {other} -R \[127\.0\.0\.1\]:{port}",
+        other: rf"another one than that in {other}; .*: ssh-keygen -f {other} -R '\[127\.0\.0\.1\]:{port}'",
     }
     for known_hosts, what_to_do in told.items():
         with pytest.raises(ClusterError, match=what_to_do) as caught:

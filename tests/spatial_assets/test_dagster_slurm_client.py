@@ -146,7 +146,8 @@ def test_the_options_are_those_that_render_shows(
     """`spatial slurm render` cannot ask dagster-slurm, yet shows exactly what is submitted, script included."""
     asked = {
         "gpus": gpus, "nodes": nodes, "time_limit": limit, "mem": "24G", "partition": "a,b", "account": "geo-1",
-        "qos": "long", "constraint": "gpu&nvme", "extra": ["--exclusive=user", "--nodes=3"], "processes_per_node": 2,
+        "qos": "long", "constraint": "gpu&nvme", "processes_per_node": 2,
+        "extra": ["--exclusive=user", "--licenses=a:2"],
     }  # fmt: skip
     folder = tmp_path / "a folder with spaces"
     settings = settings_in(folder, resources={"projector_checkpoint": asked}, setup=["module load cuda"])
@@ -157,7 +158,9 @@ def test_the_options_are_those_that_render_shows(
     shown = render("projector_checkpoint", {"": call}, resources, settings, **names)
     sent = client._submission("projector_checkpoint", {"": call}, resources, settings, **names)
     assert sorted(sent.options) == sorted(shown.options)
-    assert sent.options[-2:] == shown.options[-2:] == ("--exclusive=user", "--nodes=3"), "the user has the last word"
+    assert sent.options[-2:] == shown.options[-2:] == ("--exclusive=user", "--licenses=a:2"), (
+        "the user has the last word"
+    )
     assert (sent.folder, sent.files, sent.keys) == (shown.folder, shown.files, shown.keys)
     stronger = resources.with_more_memory(2)
     again = client._submission("projector_checkpoint", {"": call}, stronger, settings, **names)

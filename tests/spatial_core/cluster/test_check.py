@@ -153,3 +153,22 @@ def test_a_lost_connection_is_a_finding(tmp_path: Path, monkeypatch: pytest.Monk
     assert shown.exit_code == 1
     assert "failed connection: lost on the way: login: ssh connection lost" in shown.stdout
     assert "run the check again" in shown.stdout
+
+
+@pytest.mark.parametrize(("code", "told"), [(127, "on the PATH of shells"), (1, "SLURM_CONF must be set")])
+def test_a_command_that_is_missing_is_told_from_one_that_does_not_work(
+    code: int, told: str, run: Callable[..., dict[str, Finding]]
+) -> None:
+    found = run(sbatch=(code, "", "sbatch: fatal: Could not establish a configuration source"))
+    assert list(found) == ["sbatch"]
+    assert told in str(found["sbatch"].remedy)
+
+
+def test_a_constraint_that_no_node_meets_is_named(run: Callable[..., dict[str, Finding]]) -> None:
+    def sbatch(argv: list[str]) -> Answer:
+        if "--constraint=avx99" in argv:
+            return (1, "", "sbatch: error: Invalid feature specification")
+        return (0, "slurm 24.05\n", "") if argv == ["--version"] else WOULD_START
+
+    found = run("compute.resources.hf_model.constraint=avx99", sbatch=sbatch)
+    assert str(found["resources hf_model"].remedy).startswith("change compute.resources.hf_model.constraint, or")

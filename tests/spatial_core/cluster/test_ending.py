@@ -183,3 +183,16 @@ def test_one_that_was_told_to_stop_says_how_far_it_got() -> None:
     assert type(failure) is errors.JobTimedOut
     assert "3 of 9 pieces are finished" in str(failure)
     assert "ask for more time than 02:00:00" in str(failure)
+
+
+def test_a_peak_that_the_job_measured_counts_where_accounting_saw_less() -> None:
+    found = ending("100M")
+    assert found.with_reported({"peak_rss_bytes": 300 << 20, "peak_child_rss_bytes": 200 << 20}).memory_mb == 300
+    assert found.with_reported({"peak_rss_bytes": 50 << 20, "peak_child_rss_bytes": None}).memory_mb == 100
+    assert ending().with_reported({}).memory_mb is None
+
+
+def test_one_whose_stage_never_began_points_at_what_comes_before_it() -> None:
+    found = ending(State="FAILED", ExitCode="1:0")
+    assert "look at compute.setup" in str(failure_of(found, "merged_splits", ASKED, "no such module", Said()))
+    assert "compute.setup" not in str(failure_of(found, "merged_splits", ASKED, "", Said(attempts=1)))

@@ -87,6 +87,7 @@ def test_amounts_that_are_none_are_refused(key: str, values: tuple[object, ...])
         "--array=0-5", "--arr=0-5", "--export=NONE", "--exp=NONE", "--chdir=/", "--output=/x", "--outp=/x",
         "--wrap=true", "--requeue", "--no-requeue", "--signal=KILL",
         "--uid=0", "--gid=0", "--get-user-env", "--parsable", "--help", "--clusters=all", "--wait", "--test-only",
+        "--mem=900G", "--time=1", "--part=gpu", "--nodes=3",
     ],
 )  # fmt: skip
 def test_options_that_would_hide_a_job_are_refused_also_abbreviated(option: str) -> None:
@@ -110,3 +111,11 @@ def test_settings_that_contradict_each_other_are_refused(tmp_path: Path) -> None
         load(tmp_path, '[compute]\nprofile = "slurm_ssh"\n')
     with pytest.raises(ConfigError, match="poll_max_s 2 is below poll_s 3"):
         load(tmp_path, "[compute]\npoll_s = 3\npoll_max_s = 2\n")
+
+
+def test_a_password_is_not_sent_to_a_cluster() -> None:
+    uri = {"mlflow_tracking_uri": "https://me:secret@mlflow.example.org"}
+    assert Settings(logging=uri).logging.mlflow_tracking_uri  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"MLFLOW_TRACKING_PASSWORD on the nodes") as caught:
+        Settings(logging=uri, compute={"profile": "slurm_login"})  # type: ignore[arg-type]
+    assert "logging.mlflow_tracking_uri holds a password" in str(caught.value)

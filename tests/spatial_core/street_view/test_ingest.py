@@ -389,6 +389,20 @@ def test_a_tar_without_a_valid_pair(tmp_path: Path, entries: list[Entry], counts
     assert len(rejects_of(tmp_path / "out")) == len(entries)
 
 
+def test_a_tar_that_is_refused_leaves_what_was_made_of_the_one_before(tmp_path: Path) -> None:
+    report = run(tmp_path, tar_bytes([*ENTRIES, Entry("notes.md", b"x")]))
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    with pytest.raises(InputError, match=r"orphan_image 1\); each is listed in .*/0101_refused.parquet"):
+        run(tmp_path, tar_bytes(ENTRIES[:1]))
+    assert {path: path.read_bytes() for path in files} == before
+    assert pq.read_table(tmp_path / "out" / "0101_refused.parquet").num_rows == 1
+    again = run(tmp_path, tar_bytes([*ENTRIES, Entry("notes.md", b"x")]))
+    assert (again.rows, again.rejected) == (report.rows, report.rejected)
+    run(tmp_path, tar_bytes(ENTRIES))
+    assert "0101_refused.parquet" not in visible(tmp_path / "out"), "the next success takes it away"
+
+
 @pytest.mark.parametrize("name", ["101.tar", "0101.tar.gz", "x0101.tar", "0101.TAR", "0101.tar\n"])
 def test_ill_named_tars(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="the file name must match"):

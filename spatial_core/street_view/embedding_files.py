@@ -27,6 +27,8 @@ SUFFIX = "_embeddings.parquet"
 _KEY_COLUMNS = (*ID_COLUMNS, "target_lat", "target_lon")
 _DROPPED_COLUMNS = frozenset({"image_path", "tar_file"})
 _KEY_ROWS = 65_536
+# How Arrow begins what it says of a fixed-size list that is null: it cannot read one.
+_NO_LIST = "Expected all lists to be of size"
 # float64 is how the earlier pipeline stored float32 values; it is narrowed back.
 _STORED = {pa.float16(): "float16", pa.float32(): "float32", pa.float64(): "float32"}
 
@@ -193,13 +195,18 @@ def require_patches_in_one_file(files: Sequence[EmbeddingFile], indices: Sequenc
 
 
 def vectors(batch: pa.RecordBatch, file: EmbeddingFile, dim: int, first_row: int) -> npt.NDArray[Any]:
-    """The embedding column as an (N, dim) matrix of the type it will be stored in, all values finite.
+    """The embedding column as an (N, dim) matrix of the type it will be stored in, all of a length one can divide by.
 
     Raises:
-        ArtifactError: naming the first row whose vector is missing, of another length, or not finite.
+        ArtifactError: naming the first row whose vector is missing, not finite, zero, or so long that float32 cannot
+            hold the square of its length; or the batch in which one is of another length.
     """
+    column = batch.column("embedding")
+    if column.null_count:
+        missing = int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        raise ArtifactError(f"{file.path}: row {first_row + missing} has no embedding")
     try:
-        stored = vectors_to_numpy(batch.column("embedding"))
+        stored = vectors_to_numpy(column)
     except ArtifactError as error:
         raise ArtifactError(f"{file.path}: rows {first_row} to {first_row + len(batch)}: {error}") from error
     if len(stored) and stored.shape[1] != dim:
@@ -208,13 +215,46 @@ def vectors(batch: pa.RecordBatch, file: EmbeddingFile, dim: int, first_row: int
         )
     with np.errstate(over="ignore"):  # what overflows float32 becomes infinite, and is refused as such
         matrix = stored.astype(_STORED[file.value_type], copy=False).reshape(len(batch), dim)
-    finite = np.isfinite(matrix)
-    if not finite.all():
-        at = int(np.flatnonzero(~finite.all(axis=1))[0])
-        raise ArtifactError(f"{file.path}: row {first_row + at} has a vector with values that are not finite")
+    wide = matrix.astype(np.float32, copy=False)  # float16 has no room for squares
+    with np.errstate(over="ignore", invalid="ignore"):
+        squared = np.vecdot(wide, wide)  # NaN and infinity stay what they are, so that one pass tells everything
+    sound = (squared > 0) & (squared < np.inf)
+    if not sound.all():
+        at = int(np.flatnonzero(~sound)[0])
+        raise ArtifactError(f"{file.path}: row {first_row + at} has a vector {_fault(wide[at])}")
     return matrix
 
 
+def _fault(vector: npt.NDArray[np.float32]) -> str:
+    """Why a vector has no direction that float32 could tell."""
+    if not np.isfinite(vector).all():
+        return "with values that are not finite"
+    if not vector.any():
+        return "of zeros only: it has no direction"
+    largest = float(np.abs(vector).max())
+    return f"with values up to {largest:.3g}: float32 cannot hold the square of its length"
+
+
 def batches(file: EmbeddingFile, schema: pa.Schema, rows: int) -> Iterator[pa.RecordBatch]:
-    """Pass 2 over one file: the columns of the merged schema."""
-    return stream_batches(file.path, schema.names, rows)
+    """Pass 2 over one file: the columns of the merged schema.
+
+    Raises:
+        ArtifactError: if a page is damaged, or a vector of fixed size is missing; names its row.
+    """
+    try:
+        yield from stream_batches(file.path, schema.names, rows)
+    except ArtifactError as error:
+        if _NO_LIST not in str(error):
+            raise
+        raise ArtifactError(f"{file.path}: row {_readable_rows(file.path)} has no embedding") from error
+
+
+def _readable_rows(path: Path) -> int:
+    """How many vectors can be read one by one before one cannot."""
+    rows = 0
+    try:
+        for batch in stream_batches(path, ["embedding"], 1):
+            rows += len(batch)
+    except ArtifactError:
+        return rows
+    return rows

@@ -67,8 +67,8 @@ def merge_splits(embeddings_dir: Path, output_dir: Path, settings: Settings, pro
 
     Raises:
         InputError: if there are no inputs, or `output_dir` holds other files.
-        ArtifactError: on malformed ids or coordinates, repeated images, vectors that are not finite, or inputs of
-            different models.
+        ArtifactError: on malformed ids or coordinates, repeated images, vectors that are missing, not finite, zero or
+            too long for float32, or inputs of different models.
     """
     started = time.perf_counter()
     inputs = files.list_embedding_files(embeddings_dir)

@@ -279,7 +279,12 @@ def with_vector(value: Any) -> Any:
 
 
 def without_vector(table: pa.Table) -> pa.Table:
-    return replaced(table, "embedding", [None if i == 3 else [0.0] * DIM for i in range(len(table))])
+    vectors = table["embedding"].to_pylist()
+    return replaced(table, "embedding", [None if i == 43 else vector for i, vector in enumerate(vectors)])
+
+
+def long_vector(value: float) -> Any:
+    return broken("embedding", lambda _: [value] * DIM)
 
 
 @pytest.mark.parametrize(
@@ -295,7 +300,10 @@ def without_vector(table: pa.Table) -> pa.Table:
         (broken("target_lat", lambda _: None), "row 3 has target_lat"),
         (with_vector(float("nan")), "row 3 has a vector with values that are not finite"),
         (with_vector(float("-inf")), "row 3 has a vector with values that are not finite"),
-        (without_vector, "Expected all lists to be of size=8"),
+        (without_vector, "row 43 has no embedding"),
+        (long_vector(3e38), "row 3 has a vector with values up to 3e+38: float32 cannot hold the square of its length"),
+        (long_vector(1e-30), "row 3 has a vector with values up to 1e-30: float32 cannot hold the square"),
+        (long_vector(0.0), "row 3 has a vector of zeros only"),
         (
             lambda table: pa.concat_tables([table, table.slice(4, 1)]),
             "streetview_image_id 0062_4 occurs more than once",
@@ -309,6 +317,20 @@ def test_a_bad_row_is_refused_and_nothing_is_published(shards: Path, tmp_path: P
     assert message in str(caught.value)
     assert not (tmp_path / "merged").exists()
     assert not list(tmp_path.glob(".merged.*.partial"))
+
+
+def test_long_vectors_of_half_precision_are_vectors(tmp_path: Path) -> None:
+    """Their squares overflow float16, and so would a sum of them."""
+    longest = float(np.finfo(np.float16).max)
+    table = images(61, 40, dtype="float16")
+    write(tmp_path / "in", broken("embedding", lambda _: [longest] * DIM)(table), 61)
+    kept = merge_splits(tmp_path / "in", tmp_path / "out", settings()).kept
+    assert kept
+    write(tmp_path / "in", broken("embedding", lambda _: [6e-8] * DIM)(table), 61)
+    assert merge_splits(tmp_path / "in", tmp_path / "out", settings()).kept == kept
+    write(tmp_path / "in", broken("embedding", lambda _: [0.0] * DIM)(table), 61)
+    with pytest.raises(ArtifactError, match="row 3 has a vector of zeros only"):
+        merge_splits(tmp_path / "in", tmp_path / "out", settings())
 
 
 @pytest.mark.parametrize(
@@ -353,7 +375,7 @@ def test_a_data_set_may_lie_in_two_files(tmp_path: Path) -> None:
     ("row", "vector", "message"),
     [
         (5, [1.0] * (DIM - 1), "vectors of different lengths"),
-        (5, None, "1 null vectors"),
+        (5, None, r"0061_embeddings\.parquet: row 5 has no embedding"),
         (5, [1.0] * (DIM - 1) + [None], "1 null values"),
         (5, [1.0] * (DIM - 1) + [1e300], "row 5 has a vector with values that are not finite"),
         (0, None, "row 0 has no embedding"),

@@ -33,7 +33,15 @@ from spatial_core.storage.hardware import usable_cores
 from spatial_core.storage.parquet import parquet_sink, read_columns
 from spatial_core.storage.provenance import Provenance, artifact_digest, finished, record_artifact, stage_key
 from spatial_core.street_view.embedding_pieces import Pieces, stored
-from spatial_core.street_view.image_rows import ALL_COLUMNS, LOCATORS, byte_readers, count_rows, row_blocks, unreadable
+from spatial_core.street_view.image_rows import (
+    ALL_COLUMNS,
+    LOCATORS,
+    byte_readers,
+    count_rows,
+    require_same_key,
+    row_blocks,
+    unreadable,
+)
 
 STAGE = "embed"
 CODE_VERSION = "1"
@@ -48,7 +56,7 @@ def embed_tar(
 
     Args:
         tar: the raw tar; not opened when the artifact is up to date.
-        intermediates: its `NNNN.parquet`.
+        intermediates: its `NNNN.parquet`, in any folder.
         output_dir: where embeddings of all tars lie.
         settings: `embedding_model` and `infrastructure` (device, threads) are used; built-in models are written to
             `<data_dir>/backbones`.
@@ -56,13 +64,15 @@ def embed_tar(
 
     Raises:
         ModelError: if the model cannot be had or loaded, does not fit in memory, or its options are not supported.
-        InputError: if a file is missing, the intermediates belong to another tar, or an image cannot be read.
+        InputError: if a file is missing, the intermediates are not called as the tar or belong to another one, or an
+            image cannot be read.
         DigestMismatch: if the tar's bytes changed since it was ingested.
         ArtifactError: if the model gives a vector that is not finite.
         ArtifactBusy: if another process is writing the artifact.
         Interrupted: if this process was asked to stop; finished pieces are kept.
     """
     started = time.monotonic()
+    require_same_key(intermediates, tar)
     artifact = output_dir / f"{intermediates.stem}_embeddings.parquet"
     section = settings.embedding_model
     device = choose_device(settings.infrastructure.device)

@@ -34,6 +34,7 @@ from spatial_core.storage.atomic import exclusive
 from spatial_core.storage.hardware import usable_cores
 from spatial_core.storage.parquet import open_parquet, parquet_sink, read_columns, stream_batches, vectors_to_arrow
 from spatial_core.storage.provenance import Provenance, artifact_digest, finished, record_artifact, stage_key
+from spatial_core.street_view.image_rows import require_same_key
 from spatial_core.street_view.member_checks import MemoryBudget
 
 STAGE: Final = "fingerprint"
@@ -55,7 +56,7 @@ def fingerprint_tar(
 
     Args:
         tar: the tar that was ingested.
-        intermediates: what ingest made of it; its stem names the artifact.
+        intermediates: what ingest made of it, `NNNN.parquet` in any folder; its stem names the artifact.
         output_dir: folder of `NNNN_fingerprints.parquet` (`schemas.fingerprints`), vectors of image_size^2 x 3 uint8.
         settings: `fingerprints` and `infrastructure.threads` are used.
         progress: told images that are done, and their total.
@@ -64,12 +65,14 @@ def fingerprint_tar(
         A report that counts rows; its details hold the decoding mode and images a second.
 
     Raises:
-        InputError: if a file is missing, the intermediates have no rows or lack a column, or belong to another tar.
+        InputError: if a file is missing, the intermediates are not called as the tar, have no rows or lack a column, or
+            belong to another tar.
         TarError: if the tar is shorter than when it was ingested.
         DigestMismatch: if the intermediates, or an image inside the tar, changed since they were recorded.
         ArtifactError: if a column has another type, a page is damaged, or an image no longer decodes.
         ArtifactBusy: if another process is writing the same artifact.
     """
+    require_same_key(intermediates, tar)
     rows = _check_rows(tar, intermediates)
     artifact = output_dir / f"{intermediates.stem}_fingerprints.parquet"
     config = settings.pick("fingerprints")

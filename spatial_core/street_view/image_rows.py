@@ -17,6 +17,19 @@ LOCATORS = ("tar_file", "image_path", "image_offset", "image_bytes", "image_sha2
 ALL_COLUMNS = tuple(schemas.INTERMEDIATES.names)
 
 
+def require_same_key(intermediates: Path, tar: Path) -> None:
+    """Refuse intermediates that are not called as ingest calls those of this tar, wherever they lie.
+
+    Artifacts are named after them, and the columns do not tell: a tar's embeddings have them all.
+
+    Raises:
+        InputError: saying which file is expected.
+    """
+    expected = f"{tar.stem}.parquet"
+    if intermediates.name != expected:
+        raise InputError(f"{intermediates}: expected {expected}, which ingest makes of {tar.name}")
+
+
 def count_rows(intermediates: Path) -> int:
     """Rows of a tar's intermediates, their schema checked.
 

@@ -191,8 +191,13 @@ def test_vectors_that_are_no_numbers_or_too_large_are_refused(
 
 def test_intermediates_of_another_tar_are_refused(ingested: tuple[Path, Path], backbone: Path, tmp_path: Path) -> None:
     other_tar, _ = ingest(tmp_path, data_set=102)
-    with pytest.raises(InputError, match=r"row 0 belongs to 0101\.tar, not to 0102\.tar"):
+    with pytest.raises(InputError, match=r"0101\.parquet: expected 0102\.parquet, which ingest makes of 0102\.tar"):
         embed_tar(other_tar, ingested[1], tmp_path / "out", configured(tmp_path, backbone))
+    assert not (tmp_path / "out").exists()
+    renamed = tmp_path / "0102.parquet"
+    shutil.copy(ingested[1], renamed)
+    with pytest.raises(InputError, match=r"row 0 belongs to 0101\.tar, not to 0102\.tar"):
+        embed_tar(other_tar, renamed, tmp_path / "out", configured(tmp_path, backbone))
     assert not list((tmp_path / "out").glob("*.parquet"))
 
 

@@ -358,8 +358,9 @@ def test_a_tar_that_is_cut_missing_or_another(tmp_path: Path, ingested: tuple[Pa
         fingerprint_tar(tmp_path / "nowhere/0101.tar", intermediates, out, configured())
     other = tmp_path / "0102.tar"
     other.write_bytes(tar.read_bytes())
-    with pytest.raises(InputError, match=r"0101\.parquet: rows of '0101\.tar', but the tar given is .*0102\.tar"):
-        fingerprint_tar(other, intermediates, out, configured())
+    renamed = altered(tmp_path / "in/0102.parquet", pq.read_table(intermediates))
+    with pytest.raises(InputError, match=r"0102\.parquet: rows of '0101\.tar', but the tar given is .*0102\.tar"):
+        fingerprint_tar(other, renamed, out, configured())
     assert visible(out) == []
 
 
@@ -386,8 +387,13 @@ def test_intermediates_that_cannot_be_used(tmp_path: Path, ingested: tuple[Path,
     mixed = table.set_column(table.schema.get_field_index("tar_file"), "tar_file", names)
     with pytest.raises(InputError, match=r"rows of '0102\.tar'"):
         run(mixed)
-    with pytest.raises(InputError, match=r"nowhere\.parquet: no such file"):
-        fingerprint_tar(tar, tmp_path / "nowhere.parquet", out, configured())
+    with pytest.raises(InputError, match=r"nowhere/0101\.parquet: no such file"):
+        fingerprint_tar(tar, tmp_path / "nowhere/0101.parquet", out, configured())
+    embeddings = altered(tmp_path / "in/0101_embeddings.parquet", table)
+    with pytest.raises(
+        InputError, match=r"0101_embeddings\.parquet: expected 0101\.parquet, which ingest makes of 0101"
+    ):
+        fingerprint_tar(tar, embeddings, out, configured())
     assert visible(out) == []
 
 

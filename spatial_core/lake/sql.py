@@ -171,13 +171,16 @@ def query_lake(settings: Settings, sql: str) -> duckdb.DuckDBPyRelation:
 
     Raises:
         InputError: with DuckDB's cause in one line; when a table was not found, with the views there are and why others
-            cannot be.
+            cannot be; if there are several statements, of which only the last would be shown.
     """
     connection, refused = open_lake(settings)
     try:
-        written = [found.type.name for found in connection.extract_statements(sql) if found.type.name not in _READING]
+        statements = connection.extract_statements(sql)
+        written = [found.type.name for found in statements if found.type.name not in _READING]
         if written:
             raise InputError(f"sql: {', '.join(written)} is no query; to write a result, use --output FILE")
+        if len(statements) > 1:
+            raise InputError(f"sql: {len(statements)} statements, and only one can be shown; run one after the other")
         relation = connection.sql(sql)
     except duckdb.Error as error:
         cause = str(error).strip().splitlines()[0]

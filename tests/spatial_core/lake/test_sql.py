@@ -103,6 +103,12 @@ def test_looking_around_is_a_query(query: str, settings: Settings) -> None:
     assert query_lake(settings, query).fetchall()
 
 
+def test_only_one_statement_is_run(settings: Settings) -> None:
+    with pytest.raises(InputError, match="sql: 2 statements, and only one can be shown"):
+        query_lake(settings, "select 1; select 2")
+    assert query_lake(settings, "select 1; -- the end;").fetchall() == [(1,)]
+
+
 def test_a_pivot_is_a_query(settings: Settings) -> None:
     pivot = "pivot backbone_embeddings on tar using count(*) group by building_id"
     assert query_lake(settings, pivot).columns == ["building_id", "0901", "0902"]

@@ -13,9 +13,10 @@ import dagster as dg
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from spatial_assets.drive import AssetOutcome, DriveEvent, drive
-from spatial_core.cli.session import headline
+from spatial_core.cli.session import STDOUT, headline
 from spatial_core.config.settings import Settings, load_settings
 from spatial_core.errors import SpatialError
 from spatial_core.jobs.registry import StageCall, run_stage
@@ -34,11 +35,11 @@ class Screen:
         self._console = console
         self._live = Progress(
             SpinnerColumn(),
-            TextColumn("{task.fields[title]:<28}"),
+            TextColumn("{task.fields[title]:<28}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("[dim]{task.description}"),
+            TextColumn("{task.description}", style="dim", markup=False),
             console=console,
             transient=True,
             disable=not console.is_terminal,
@@ -69,30 +70,31 @@ class Screen:
         if not self._console.is_terminal and time.monotonic() - self._spoke >= _EVERY_S:
             self._spoke = time.monotonic()
             of = "" if total is None else f" of {total:,}"
-            self.say(f"...  {self._title:<28} {message}: {done:,}{of}")
+            self.say("... ", "", f"{self._title:<28} {message}: {done:,}{of}")
 
     def wait(self, title: str, cause: str) -> None:
         """Another process is at this artifact; said once, it is tried again every few seconds."""
         if title != self._waiting:
             self._clear()
-            self.say(f"[yellow]wait[/] {title:<28} {cause} (is `make dev` running?)")
+            self.say("wait", "yellow", f"{title:<28} {cause} (is `make dev` running?)")
         self._waiting = title
 
     def end(self, title: str, report: Report) -> None:
         """One artifact is there."""
         self._clear()
         done = "up to date" if report.up_to_date else f"{report.seconds:6.1f} s"
-        self.say(f"[green]done[/] {title:<28} {report.rows:>8,} rows  {done}")
+        self.say("done", "green", f"{title:<28} {report.rows:>8,} rows  {done}")
 
-    def say(self, line: str) -> None:
-        """A line that stays."""
-        self._console.print(f"[dim]{time.monotonic() - self._start:6.1f}[/] {line}", highlight=False, soft_wrap=True)
+    def say(self, word: str, style: str, line: str) -> None:
+        """A line that stays: seconds, a word in colour, and a text that is shown as it is."""
+        seconds = f"{time.monotonic() - self._start:6.1f}"
+        self._console.print(Text.assemble((seconds, "dim"), " ", (word, style), f" {line}"), soft_wrap=True)
 
     def on_event(self, event: DriveEvent) -> None:
         """Show what the driver does."""
         title = f"{event.asset} {event.partition}".rstrip()
         if event.kind == "registered":
-            self.say(f"[cyan]new [/] {event.asset} registered {event.message}")
+            self.say("new ", "cyan", f"{event.asset} registered {event.message}")
         elif event.kind == "started":
             self.begin(title)
         elif event.kind == "progress":
@@ -103,7 +105,7 @@ class Screen:
             self.end(title, event.report)
         elif event.kind == "failed":
             self._clear()
-            self.say(f"[red]fail[/] {title}: {event.message}")
+            self.say("fail", "red", f"{title}: {event.message}")
 
     def _clear(self) -> None:
         if self._task is not None:
@@ -138,24 +140,23 @@ def run_demo(settings: Settings, instance: dg.DagsterInstance, console: Console)
     for outcome in outcomes:
         if outcome.asset == "retrieval_report":
             headline(outcome.report, console.print)
-    console.print(f"report   {at.report_dir / 'report.html'}", highlight=False, soft_wrap=True)
-    console.print(f"model    {at.model_dir}", highlight=False, soft_wrap=True)
-    console.print(f"vectors  {at.final_embeddings_dir}", highlight=False, soft_wrap=True)
-    console.print("next     [bold]make dev[/]   opens the asset graph on http://127.0.0.1:3000", highlight=False)
+    made = {"report": at.report_dir / "report.html", "model": at.model_dir, "vectors": at.final_embeddings_dir}
+    for name, path in made.items():
+        console.print(Text(f"{name:<8} {path}"), soft_wrap=True)
+    console.print(Text.assemble("next     ", ("make dev", "bold"), "   opens the asset graph on http://127.0.0.1:3000"))
 
 
 def main() -> int:
     """Run the demo with `config.toml` of the working folder on the instance of DAGSTER_HOME."""
-    console = Console()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     try:
         with dg.DagsterInstance.get() as instance:
-            run_demo(load_settings(), instance, console)
+            run_demo(load_settings(), instance, STDOUT)
     except SpatialError as error:
-        console.print(f"[red]error:[/] {' '.join(str(error).split())}", highlight=False, soft_wrap=True)
+        STDOUT.print(Text.assemble(("error:", "red"), f" {' '.join(str(error).split())}"), soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        console.print("interrupted; run the same command again to go on")
+        STDOUT.print("interrupted; run the same command again to go on")
         return 1
     return 0
 

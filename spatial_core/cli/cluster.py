@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from spatial_core.cli.app import app
-from spatial_core.cli.session import STDERR, STDOUT, ConfigOption, JsonOption, SetOption, read_settings
+from spatial_core.cli.session import STDOUT, ConfigOption, JsonOption, SetOption, note, read_settings
 from spatial_core.cluster.environment import node_python
 from spatial_core.cluster.resources import resources_for
 from spatial_core.cluster.script import Submission, render
@@ -36,7 +36,7 @@ def render_asset(
     settings = read_settings(config, set_)
     shown = rendered(settings, asset, partition or [])
     if unknown := set(partition or ()) - set(known_keys(settings, CATALOGUE[asset].partition or "tar")):
-        STDERR.print(f"[yellow]note:[/] not there yet: {', '.join(sorted(unknown))}", highlight=False)
+        note(f"not there yet: {', '.join(sorted(unknown))}")
     if json_:
         sys.stdout.write(json.dumps(shown.request() | {"name": shown.name}, indent=2) + "\n")
         return

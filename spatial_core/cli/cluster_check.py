@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
 from spatial_core.cli.app import app
 from spatial_core.cli.session import STDERR, STDOUT, ConfigOption, JsonOption, SetOption, read_settings
@@ -60,9 +61,9 @@ def check(
         record = {"profile": settings.compute.profile, "ok": not failed, "findings": listed}
         sys.stdout.write(json.dumps(record, indent=2) + "\n")
     elif failed:
-        STDOUT.print(f"[red]{len(failed)} of {len(findings)} steps failed[/]")
+        STDOUT.print(f"{len(failed)} of {len(findings)} steps failed", style="red")
     else:
-        STDOUT.print(f"[green]all {len(findings)} steps are as jobs need them[/]")
+        STDOUT.print(f"all {len(findings)} steps are as jobs need them", style="green")
     if failed:
         raise typer.Exit(1)
 
@@ -82,7 +83,7 @@ def submissions(settings: Settings) -> dict[str, Submission]:
 
 def _findings(settings: Settings, build: bool, wait: float) -> Generator[Finding]:
     def say(text: str) -> None:
-        STDERR.print(text, highlight=False, markup=False, soft_wrap=True)
+        STDERR.print(text, soft_wrap=True)
 
     checked = ClusterCheck(settings, transport_for(settings), submissions(settings), build=build, wait_s=wait, say=say)
     try:
@@ -92,8 +93,7 @@ def _findings(settings: Settings, build: bool, wait: float) -> Generator[Finding
 
 
 def _show(finding: Finding) -> None:
-    mark = "[green]ok    [/]" if finding.ok else "[red]failed[/]"
-    STDOUT.print(f"{mark} [bold]{finding.step}[/]: ", end="")
-    STDOUT.print(finding.text, highlight=False, markup=False, soft_wrap=True)
+    mark = ("ok    ", "green") if finding.ok else ("failed", "red")
+    STDOUT.print(Text.assemble(mark, " ", (finding.step, "bold"), f": {finding.text}"), soft_wrap=True)
     if finding.remedy:
-        STDOUT.print(f"       -> {finding.remedy}", highlight=False, markup=False, soft_wrap=True)
+        STDOUT.print(f"       -> {finding.remedy}", soft_wrap=True)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from rich.table import Table
 
 from spatial_core.cli.cluster_check import cluster
-from spatial_core.cli.session import STDERR, ConfigOption, JsonOption, SetOption, print_table, read_settings
+from spatial_core.cli.session import ConfigOption, JsonOption, SetOption, note, print_table, read_settings
 from spatial_core.cluster.usage import by_asset, read_endings
 from spatial_core.cluster.usage_page import HEADER, cells
 from spatial_core.lake.catalogue import CATALOGUE
@@ -26,7 +26,7 @@ def usage(config: ConfigOption = None, set_: SetOption = None, json_: JsonOption
         sys.stdout.write(json.dumps({"assets": [asdict(one) for one in found], "rejected": rejected}, indent=2) + "\n")
         return
     for reason, count in rejected.items():
-        STDERR.print(f"[yellow]note:[/] {count} lines of {file} left out: {reason}", highlight=False)
+        note(f"{count} lines of {file} left out: {reason}")
     table = Table(*HEADER, title=f"{len(endings):,} jobs")
     for column in table.columns[3:]:
         column.justify = "right"

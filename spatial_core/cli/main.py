@@ -6,6 +6,8 @@ import os
 import sys
 from importlib import import_module
 
+from rich.text import Text
+
 from spatial_core.cli.app import app
 from spatial_core.cli.session import STDERR
 from spatial_core.errors import ConfigError, SpatialError
@@ -37,7 +39,7 @@ def main() -> None:
 
 def _fail(cause: str, code: int) -> None:
     first = " ".join(cause.split())
-    STDERR.print(f"[red]error:[/] {first}", highlight=False, soft_wrap=True)
+    STDERR.print(Text.assemble(("error:", "red"), f" {first}"), soft_wrap=True)
     sys.exit(code)
 
 

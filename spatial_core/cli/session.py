@@ -14,12 +14,12 @@ from typing import Annotated, Self
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from spatial_core.config.settings import Settings, load_settings
+from spatial_core.config.settings import CONFIG_VARIABLE, Settings, load_settings, settings_file
 from spatial_core.jobs.registry import StageCall, run_stage
 from spatial_core.report import Report
 
@@ -34,8 +34,24 @@ SetOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout; logs stay on stderr.")]
 
 _WIDEST = 10_000  # columns of text
-STDERR = Console(stderr=True)
-STDOUT = Console()
+
+
+def plain_console(*, stderr: bool = False, width: int | None = None) -> Console:
+    """A console that shows every text as it is, in tables too.
+
+    What commands show are names of files, values and causes of failures, where `[x]` is no markup and `:x:` no emoji.
+    What is to be coloured is a `Text`.
+    """
+    return Console(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
+
+
+STDERR = plain_console(stderr=True)
+STDOUT = plain_console()
+
+
+def note(text: str) -> None:
+    """One line on stderr that is worth knowing and stops nothing."""
+    STDERR.print(Text.assemble(("note:", "yellow"), f" {text}"), soft_wrap=True)
 
 
 def read_settings(config: Path | None, overrides: list[str] | None) -> Settings:
@@ -45,8 +61,19 @@ def read_settings(config: Path | None, overrides: list[str] | None) -> Settings:
     )
     logging.getLogger("faiss").setLevel(logging.WARNING)
     settings = load_settings(config, overrides or ())
-    for note in settings.notices():
-        STDERR.print(f"[yellow]note:[/] {note}", highlight=False)
+    for text in settings.notices():
+        note(text)
+    return settings
+
+
+def read_lake_settings(config: Path | None, overrides: list[str] | None) -> Settings:
+    """As `read_settings`, for commands that look at the lake: in the wrong folder they would find an empty one."""
+    settings = read_settings(config, overrides)
+    if settings_file(config) is None:
+        note(
+            f"no settings file: no --config, no {CONFIG_VARIABLE}, and no config.toml in {Path.cwd()}; default "
+            f"settings are used, with the lake in {settings.locations.data_dir}"
+        )
     return settings
 
 
@@ -63,7 +90,8 @@ class LiveProgress:
         if STDERR.is_terminal:
             self._bar = Progress(
                 SpinnerColumn(),
-                TextColumn("[bold]{task.fields[title]}[/] {task.description}"),
+                TextColumn("{task.fields[title]}", style="bold", markup=False),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),
@@ -82,7 +110,7 @@ class LiveProgress:
         if (message, tenth) != self._last:
             self._last = (message, tenth)
             share = f" {done}/{total}" if total else ""
-            STDERR.print(f"{self.title}: {message}{share}", highlight=False, markup=False, soft_wrap=True)
+            STDERR.print(f"{self.title}: {message}{share}", soft_wrap=True)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._bar is not None:
@@ -100,8 +128,8 @@ def execute(stage: str, arguments: Mapping[str, Path | str | None], settings: Se
 
 def show(report: Report, as_json: bool) -> None:
     """The report on stdout, as JSON or as a small table; what it has to note on stderr."""
-    for note in report.details.get("notes", ()):
-        STDERR.print(f"[yellow]note:[/] {escape(note)}", highlight=False, soft_wrap=True)
+    for text in report.details.get("notes", ()):
+        note(text)
     if as_json:
         sys.stdout.write(json.dumps(report.to_json(), indent=2, sort_keys=True) + "\n")
         return
@@ -130,7 +158,7 @@ def print_table(table: Table) -> None:
         STDOUT.print(table)
         return
     natural = Measurement.get(STDOUT, STDOUT.options.update(width=_WIDEST), table).maximum
-    Console(width=max(STDOUT.width, natural)).print(table)
+    plain_console(width=max(STDOUT.width, natural)).print(table)
 
 
 def headline(report: Report, write: Callable[[Table], None]) -> None:

@@ -11,7 +11,7 @@ import typer
 from rich.table import Table
 
 from spatial_core.cli.app import app
-from spatial_core.cli.session import ConfigOption, JsonOption, SetOption, print_table, read_settings
+from spatial_core.cli.session import ConfigOption, JsonOption, SetOption, print_table, read_lake_settings
 from spatial_core.errors import InputError
 from spatial_core.lake.statistics import TarStatistics, tar_files, tar_statistics, total
 
@@ -26,7 +26,7 @@ def stats(
     json_: JsonOption = False,
 ) -> None:
     """Count what each tar gave: images, buildings, rejected files by reason, distances, repeated images."""
-    rows, rejects = tar_files(read_settings(config, set_))
+    rows, rejects = tar_files(read_lake_settings(config, set_))
     if keys:
         missing = [key for key in keys if key not in {*rows, *rejects}]
         if missing:

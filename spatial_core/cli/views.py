@@ -12,9 +12,19 @@ from typing import Annotated
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from spatial_core.cli.app import app
-from spatial_core.cli.session import STDERR, STDOUT, ConfigOption, JsonOption, SetOption, print_table, read_settings
+from spatial_core.cli.session import (
+    STDERR,
+    STDOUT,
+    ConfigOption,
+    JsonOption,
+    SetOption,
+    print_table,
+    read_lake_settings,
+    read_settings,
+)
 from spatial_core.errors import ConfigError
 
 
@@ -23,7 +33,7 @@ def status(config: ConfigOption = None, set_: SetOption = None, json_: JsonOptio
     """List what exists, what is stale (and why) and what is missing, by artifact and partition."""
     from spatial_core.lake.status import lake_status
 
-    rows = lake_status(read_settings(config, set_))
+    rows = lake_status(read_lake_settings(config, set_))
     if json_:
         sys.stdout.write(json.dumps([vars(row) for row in rows], indent=2) + "\n")
         return
@@ -35,7 +45,7 @@ def status(config: ConfigOption = None, set_: SetOption = None, json_: JsonOptio
         table.add_row(
             row.asset,
             row.partition,
-            f"[{colours[row.state]}]{row.state}[/]",
+            Text(row.state, style=colours[row.state]),
             "" if row.rows is None else f"{row.rows:,}",
             "" if row.bytes is None else f"{row.bytes / 1e6:,.1f}",
             "" if row.seconds is None else f"{row.seconds:.1f}",
@@ -56,7 +66,7 @@ class SqlFormat(StrEnum):
 
 @app.command()
 def sql(
-    query: Annotated[str, typer.Argument(help="A query; try: select asset, count(*) from artifacts group by 1")],
+    query: Annotated[str, typer.Argument(help="A query; try: select stage, count(*) from artifacts group by 1")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to this .csv or .parquet file.")] = None,
     format_: Annotated[
         SqlFormat, typer.Option("--format", help="What to print when there is no --output.")
@@ -73,10 +83,10 @@ def sql(
     """
     from spatial_core.lake.sql import query_lake, write_result
 
-    settings = read_settings(config, set_)
+    settings = read_lake_settings(config, set_)
     result = query_lake(settings, query)
     if output is not None:
-        STDERR.print(f"{write_result(result, output):,} rows written to {output}", highlight=False)
+        STDERR.print(f"{write_result(result, output):,} rows written to {output}")
     elif format_ is SqlFormat.CSV:
         # DuckDB renders lists and decimals itself; it cannot append to a stdout that was redirected to a file.
         with tempfile.TemporaryDirectory() as folder:
@@ -109,7 +119,7 @@ def verify(
     from spatial_core.storage.provenance import verify_artifact
 
     verify_artifact(artifact)
-    STDOUT.print(f"{artifact}: every byte is as it was recorded", highlight=False)
+    STDOUT.print(f"{artifact}: every byte is as it was recorded")
 
 
 @app.command()
@@ -123,8 +133,8 @@ def settings(config: ConfigOption = None, set_: SetOption = None, json_: JsonOpt
         sys.stdout.write(json.dumps({"digest": loaded.digest, "settings": tree}, indent=2) + "\n")
         return
     for section, model in section_models().items():
-        table = Table("key", "value", "meaning", title=rf"\[{section}]", title_justify="left")
+        table = Table("key", "value", "meaning", title=f"[{section}]", title_justify="left")
         for key, field in model.model_fields.items():
             table.add_row(key, str(tree[section][key]), field.description or "")
         STDOUT.print(table)
-    STDOUT.print(f"digest {loaded.digest}", highlight=False)
+    STDOUT.print(f"digest {loaded.digest}")

@@ -273,10 +273,7 @@ def load_settings(
         ConfigError: one line naming the file, key and cause.
     """
     environ = os.environ if environ is None else environ
-    if path is None and environ.get(CONFIG_VARIABLE):
-        path = Path(environ[CONFIG_VARIABLE])
-    elif path is None and Path("config.toml").is_file():
-        path = Path("config.toml")
+    path = settings_file(path, environ)
     given = Given(
         "settings" if path is None else str(path), {name: m.model_fields for name, m in section_models().items()}
     )
@@ -296,6 +293,15 @@ def load_settings(
         origin, elsewhere = given.origin_of({tuple(map(str, fault["loc"][:2])) for fault in error.errors()})
         hint = f" (given as {elsewhere})" if elsewhere else ""
         raise ConfigError(f"{origin}: {_explain(error)}{hint}") from error
+
+
+def settings_file(path: Path | None = None, environ: Mapping[str, str] | None = None) -> Path | None:
+    """The file that `load_settings` reads with these arguments; None where there is none and defaults hold."""
+    if path is not None:
+        return path
+    if named := (os.environ if environ is None else environ).get(CONFIG_VARIABLE):
+        return Path(named)
+    return Path("config.toml") if Path("config.toml").is_file() else None
 
 
 def section_models() -> dict[str, type[s.Section]]:

@@ -42,6 +42,18 @@ def test_waiting_is_said_once_and_what_was_waited_for_is_done() -> None:
     assert "done intermediates 0901" in lines[1] and "12 rows" in lines[1]
 
 
+def test_texts_are_shown_as_they_are() -> None:
+    lines = show(
+        DriveEvent("registered", "raw_tars", message="0901[i] :smile:"),
+        DriveEvent("started", "intermediates", "a[red]b"),
+        DriveEvent("waiting", "intermediates", "a[red]b", "/x[/y]/z: busy"),
+        DriveEvent("failed", "intermediates", "a[red]b", "expected [a-z][a-z-]"),
+    )
+    assert lines[0].endswith("new  raw_tars registered 0901[i] :smile:")
+    assert "wait intermediates a[red]b" in lines[1] and "/x[/y]/z: busy" in lines[1]
+    assert lines[2].endswith("fail intermediates a[red]b: expected [a-z][a-z-]")
+
+
 @pytest.mark.parametrize(("every_s", "expected"), [(0.0, ["epoch: 1 of 40", "epoch: 2 of 40"]), (60.0, [])])
 def test_where_nothing_moves_what_takes_long_says_how_far_it_is(
     every_s: float, expected: list[str], monkeypatch: pytest.MonkeyPatch

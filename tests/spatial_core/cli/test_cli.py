@@ -6,8 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
+
+from spatial_core.cli.views import sql
+from tests.data.make_tars import street_view, tar_bytes
 
 COMMANDS = (
     "ingest", "fingerprint", "embed", "merge", "difficulty", "train", "evaluate", "publish", "embed-new",
@@ -89,6 +93,54 @@ def test_settings_and_status_as_json(tmp_path: Path) -> None:
 def test_sql_prints_tables_and_csv(tmp_path: Path) -> None:
     assert spatial("sql", "select 1 as a, 'x,y' as b", "--format", "csv", cwd=tmp_path).stdout == 'a,b\n1,"x,y"\n'
     assert "answer" in spatial("sql", "select 42 as answer", cwd=tmp_path).stdout
+
+
+def test_texts_are_shown_as_they_are(tmp_path: Path) -> None:
+    """Brackets are no markup and colons no emoji, wherever a text comes from."""
+    texts = ["[i]", ":smile:", "[/x]", "a[red]b", "[a-z][a-z-]"]
+    columns = ", ".join(f"'{text}' as \"{text}:8:\"" for text in texts)
+    shown = spatial("sql", f"select {columns}", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    for text in texts:
+        assert text in shown.stdout.splitlines()[3], "in a cell"
+        assert f"{text}:8:" in shown.stdout.splitlines()[1], "in a heading"
+        failed = spatial("verify", f"x{text}y", cwd=tmp_path)
+        assert failed.returncode == 1
+        assert failed.stderr.startswith("error:")
+        assert f"x{text}y" in failed.stderr
+
+
+def test_an_artifact_in_a_folder_with_brackets(tmp_path: Path) -> None:
+    (tmp_path / "a[red]b").mkdir()
+    (tmp_path / "a[red]b/0901.tar").write_bytes(tar_bytes(street_view(901, seed=1)))
+    made = spatial("ingest", "a[red]b/0901.tar", "--output", "a[/x]b/:o:", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "a[/x]b/:o:/0901.parquet" in made.stdout.replace("\n", "")
+    written = spatial("sql", "select 1", "--output", "a[red]b/[i].csv", cwd=tmp_path)
+    assert "1 rows written to a[red]b/[i].csv" in written.stderr
+
+
+def test_the_query_that_help_names_can_be_run(tmp_path: Path) -> None:
+    (tmp_path / "0901.tar").write_bytes(tar_bytes(street_view(901, seed=1)))
+    spatial("ingest", "0901.tar", "--output", "data/intermediates", cwd=tmp_path)
+    argument = get_type_hints(sql, include_extras=True)["query"].__metadata__[0]
+    query = argument.help.partition("try: ")[2]
+    shown = spatial("sql", query, "--format", "csv", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "ingest,1" in shown.stdout
+
+
+@pytest.mark.parametrize("command", [["status"], ["status", "--json"], ["stats"], ["sql", "select 1"]])
+def test_looking_at_the_lake_of_the_defaults_is_said(command: list[str], tmp_path: Path) -> None:
+    shown = spatial(*command, cwd=tmp_path)
+    assert shown.stderr.startswith("note: no settings file: ")
+    assert shown.stderr.count("\n") == 1
+    assert str(tmp_path / "data") in shown.stderr
+    assert "note" not in shown.stdout
+    (tmp_path / "config.toml").touch()
+    assert spatial(*command, cwd=tmp_path).stderr == ""
+    (tmp_path / "config.toml").rename(tmp_path / "other.toml")
+    assert spatial(*command, "--config", "other.toml", cwd=tmp_path).stderr == ""
 
 
 def test_tables_are_in_full_where_a_program_reads_them(tmp_path: Path) -> None:

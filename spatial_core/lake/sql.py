@@ -198,12 +198,13 @@ def write_result(relation: duckdb.DuckDBPyRelation, path: Path) -> int:
     """Write a result to .csv or .parquet, by the file's ending; returns the number of rows.
 
     Raises:
-        ConfigError: if the ending is neither.
+        ConfigError: if the ending is neither, or the file cannot be written.
     """
-    if path.suffix == ".csv":
-        relation.write_csv(str(path))
-    elif path.suffix == ".parquet":
-        relation.write_parquet(str(path))
-    else:
+    writers = {".csv": relation.write_csv, ".parquet": relation.write_parquet}
+    if path.suffix not in writers:
         raise ConfigError(f"{path}: results are written as .csv or .parquet")
+    try:
+        writers[path.suffix](str(path))
+    except duckdb.IOException as error:
+        raise ConfigError(f"{path}: cannot be written ({str(error).strip().splitlines()[0]})") from error
     return len(relation)

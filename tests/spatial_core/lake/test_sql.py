@@ -61,6 +61,11 @@ def test_results_are_written_as_files(settings: Settings, tmp_path: Path, suffix
         write_result(query_lake(settings, "select 1"), tmp_path / "out.txt")
 
 
+def test_a_result_that_cannot_be_written_says_where(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none/x\.csv: cannot be written"):
+        write_result(query_lake(settings, "select 1"), tmp_path / "none" / "x.csv")
+
+
 def test_a_damaged_file_hides_its_own_view_alone(settings: Settings) -> None:
     at = settings.locations
     at.fingerprints_dir.mkdir()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from spatial_core.config.settings import Settings
 from spatial_core.demo.camera_car import Job
@@ -15,8 +16,9 @@ from spatial_core.demo.layout import FIRST_DATASET, UNSEEN_DISTRICT, plan_distri
 from spatial_core.demo.tars import FIRST_PATCH
 from spatial_core.demo.truth import Ledger, truth_row
 from spatial_core.report import Report
-from spatial_core.storage.atomic import exclusive
-from spatial_core.storage.parquet import parquet_sink
+from spatial_core.storage.atomic import atomic_file, exclusive
+from spatial_core.storage.parquet import write_options
+from spatial_core.storage.provenance import FOOTER_KEY
 
 FIRST_OSMID = 870_000_001
 _VIEWS = 3
@@ -31,12 +33,18 @@ DROP = pa.schema(
 )
 
 
+def drop_ledger(path: Path, truth_dir: Path, settings: Settings) -> Ledger:
+    """What tells whether the drop must be written, and may be."""
+    return Ledger(path, truth_dir / path.name, settings, settings.pick("global.seed", "demo"))
+
+
 def write_drop(path: Path, truth_dir: Path, settings: Settings, fleet: Fleet) -> Report:
     """Write the parquet of new pictures, unless it is there as it would be written."""
-    ledger = Ledger(path, truth_dir / path.name, settings, settings.pick("global.seed", "demo"))
+    ledger = drop_ledger(path, truth_dir, settings)
     with exclusive(path):
         if (report := ledger.unchanged()) is not None:
             return report
+        ledger.require_own()
         images: dict[str, list[Any]] = {"image_bytes": [], "OSMID": [], "is_valid": []}
         rows: list[dict[str, Any]] = []
         jobs = list(_jobs(settings))
@@ -49,9 +57,11 @@ def write_drop(path: Path, truth_dir: Path, settings: Settings, fleet: Fleet) ->
                 images["image_bytes"].append(shot.jpeg)
                 images["OSMID"].append(osmid)
                 images["is_valid"].append(len(rows) % _INVALID_EVERY != 0)
-        with parquet_sink(path, DROP, ledger.provenance()) as writer:
-            writer.write_table(pa.table(images, schema=DROP))
-        return ledger.close(rows, 0)
+        schema = DROP.with_metadata({FOOTER_KEY: ledger.provenance().to_json().encode()})
+        with atomic_file(path) as temporary:
+            with pq.ParquetWriter(temporary, schema, **write_options(schema)) as writer:
+                writer.write_table(pa.table(images, schema=schema))
+            return ledger.close(temporary, rows, 0)
 
 
 def _jobs(settings: Settings) -> Iterator[Job]:

@@ -51,29 +51,37 @@ class CityTar:
     def path(self) -> Path:
         return self.raw_dir / f"{FIRST_DATASET + self.number:04d}.tar"
 
+    def ledger(self, truth_dir: Path) -> Ledger:
+        """What tells whether the tar must be written, and may be."""
+        config = self.settings.pick("global.seed", *_SETTINGS) | {"number": self.number}
+        return Ledger(self.path, truth_dir / f"{self.path.stem}.parquet", self.settings, config)
+
     def write(self, truth_dir: Path, fleet: Fleet, progress: Progress) -> Report:
         """Write the tar, unless it is there as it would be written."""
-        config = self.settings.pick("global.seed", *_SETTINGS) | {"number": self.number}
-        ledger = Ledger(self.path, truth_dir / f"{self.path.stem}.parquet", self.settings, config)
+        ledger = self.ledger(truth_dir)
         with exclusive(self.path):
             if (report := ledger.unchanged()) is not None:
                 return report
+            ledger.require_own()
             rows: list[dict[str, Any]] = []
             jobs = self._jobs()
-            with atomic_file(self.path) as temporary, tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
-                for number, shots in enumerate(fleet.take_all(jobs)):
-                    if number == len(self.district.targets):
-                        self._plant_faults(tar, shots)
-                        continue
-                    for shot in shots:
-                        name = self._member(shot)
-                        _add(tar, f"{name}.jpg", shot.jpeg)
-                        _add(tar, f"{name}.txt", shot.text.encode())
-                        building_id = f"{self.district.dataset_id:04d}_{shot.target_id}"
-                        row = truth_row(shot, file=f"{name}.jpg", row=len(rows), building_id=building_id, osmid=None)
-                        rows.append(row)
-                    progress(len(rows), self.images, self.path.name)
-            return ledger.close(rows, _FAULTS if len(jobs) > len(self.district.targets) else 0)
+            with atomic_file(self.path) as temporary:
+                with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+                    for number, shots in enumerate(fleet.take_all(jobs)):
+                        if number == len(self.district.targets):
+                            self._plant_faults(tar, shots)
+                            continue
+                        for shot in shots:
+                            name = self._member(shot)
+                            _add(tar, f"{name}.jpg", shot.jpeg)
+                            _add(tar, f"{name}.txt", shot.text.encode())
+                            building_id = f"{self.district.dataset_id:04d}_{shot.target_id}"
+                            row = truth_row(
+                                shot, file=f"{name}.jpg", row=len(rows), building_id=building_id, osmid=None
+                            )
+                            rows.append(row)
+                        progress(len(rows), self.images, self.path.name)
+                return ledger.close(temporary, rows, _FAULTS if len(jobs) > len(self.district.targets) else 0)
 
     def _jobs(self) -> list[Job]:
         """One job a facade point; in a tar with faults one more, of pictures to spoil."""

@@ -16,13 +16,15 @@ import pyarrow as pa
 
 from spatial_core.config.settings import Settings
 from spatial_core.demo.camera_car import Shot
+from spatial_core.errors import InputError
 from spatial_core.report import Report
 from spatial_core.storage.digests import sha256_file
-from spatial_core.storage.parquet import parquet_sink
-from spatial_core.storage.provenance import Provenance, finished, record_artifact, stage_key
+from spatial_core.storage.parquet import parquet_sink, read_provenance
+from spatial_core.storage.provenance import Provenance, finished, read_manifest, record_artifact, stage_key
 
 STAGE = "demo-data"
 CODE_VERSION = "1"
+_WAY_OUT = "move it away, or name another folder"
 
 TRUTH = pa.schema(
     [
@@ -76,6 +78,33 @@ class Ledger:
     def __post_init__(self) -> None:
         self._key = stage_key(STAGE, CODE_VERSION, self.config, {})
         self._started = time.perf_counter()
+        self._before: str | None = None
+
+    def require_own(self) -> None:
+        """Leave a file alone that was not drawn here: a tar of the real data set may bear the same number.
+
+        Raises:
+            InputError: if the file, or the truth table, is there and is not as a run of this stage left it.
+        """
+        record = read_manifest(self.truth)
+        if record is None and self.truth.exists() and not self._is_truth():
+            raise InputError(f"{self.truth}: is no truth table of `demo-data` and would be overwritten; {_WAY_OUT}")
+        if not self.path.exists():
+            return
+        details = {} if record is None else record["report"]["details"]
+        found = sha256_file(self.path) if self.path.is_file() else "a folder"
+        if found not in {details.get("file_sha256"), details.get("replaced_sha256")}:
+            raise InputError(
+                f"{self.path}: was not drawn by `demo-data`, or was changed since, and would be overwritten; {_WAY_OUT}"
+            )
+        self._before = found
+
+    def _is_truth(self) -> bool:
+        try:
+            provenance = read_provenance(self.truth)
+        except InputError:  # no parquet
+            return False
+        return provenance is not None and provenance.stage == STAGE
 
     def unchanged(self) -> Report | None:
         """The report of a file that still is, byte for byte, what was written for the same settings; else None."""
@@ -87,9 +116,13 @@ class Ledger:
     def provenance(self, inputs: Mapping[str, str] | None = None) -> Provenance:
         return Provenance(STAGE, CODE_VERSION, self.settings.digest, self.config, dict(inputs or {}))
 
-    def close(self, rows: list[dict[str, Any]], faults_planted: int) -> Report:
-        """Write the truth table of the finished file, and the manifest last."""
-        digest = sha256_file(self.path)
+    def close(self, drawn: Path, rows: list[dict[str, Any]], faults_planted: int) -> Report:
+        """Write the truth table and the manifest of the file, which is whole but still under its temporary name.
+
+        A run that is killed before it has its own name finds it missing, or the one it was to replace; both may be
+        drawn again. Recorded afterwards, a file could lie there that nothing tells from somebody else's.
+        """
+        digest = sha256_file(drawn)
         provenance = self.provenance({self.path.name: digest})
         with parquet_sink(self.truth, TRUTH, provenance) as writer:
             writer.write_table(pa.Table.from_pylist(rows, schema=TRUTH))
@@ -104,7 +137,8 @@ class Ledger:
             bytes=self.truth.stat().st_size,
             details={
                 "file_sha256": digest,
-                "file_bytes": self.path.stat().st_size,
+                "file_bytes": drawn.stat().st_size,
+                "replaced_sha256": self._before,
                 "faults_planted": faults_planted,
             },
         )

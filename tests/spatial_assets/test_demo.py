@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import dagster as dg
@@ -80,6 +83,24 @@ def test_an_artifact_in_other_hands_is_no_failure_of_the_demo(tmp_path: Path) ->
     (outcome,) = run(compute, call)
     assert outcome.report is not None
     assert [made.asset for made in compute.outcomes] == ["intermediates"]
+
+
+def test_a_tar_of_the_real_data_set_ends_the_demo_with_one_line_and_stays(tmp_path: Path) -> None:
+    tar = tmp_path / "data" / "raw" / "0901.tar"
+    tar.parent.mkdir(parents=True)
+    tar.write_bytes(b"a tar of the real data set")
+    done = subprocess.run(
+        [sys.executable, "-m", "spatial_assets.demo"],
+        cwd=tmp_path,
+        env={**os.environ, "DAGSTER_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert [line for line in done.stdout.splitlines() if line.startswith("error:")] == [done.stdout.splitlines()[-1]]
+    assert f"{tar}: was not drawn by `demo-data`" in done.stdout
+    assert tar.read_bytes() == b"a tar of the real data set"
 
 
 def run(compute: _ObservedCompute, call: StageCall) -> list[Outcome]:

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -21,11 +22,12 @@ from PIL import Image
 
 from spatial_core.config.sections import DemoSection
 from spatial_core.config.settings import Settings
+from spatial_core.demo import truth
 from spatial_core.demo.camera_car import Job, take
 from spatial_core.demo.city import DROP_NAME, write_city
 from spatial_core.demo.fleet import Fleet
 from spatial_core.demo.layout import plan_district
-from spatial_core.errors import ArtifactBusy, StageFailed
+from spatial_core.errors import ArtifactBusy, InputError, StageFailed
 from spatial_core.images.decode import decode_jpeg
 from spatial_core.report import Report
 from spatial_core.storage.atomic import exclusive
@@ -79,7 +81,7 @@ def test_the_report_counts_what_lies_there(city: tuple[Path, Report]) -> None:
     assert [path.name for path in sorted((folder / "raw").iterdir()) if not path.name.startswith(".")] == TARS
 
 
-def test_nothing_is_written_twice_and_what_is_missing_or_changed_is_written_again(
+def test_nothing_is_written_twice_and_what_is_missing_or_of_other_settings_is_written_again(
     city: tuple[Path, Report], tmp_path: Path
 ) -> None:
     folder = tmp_path / "copy"
@@ -89,12 +91,62 @@ def test_nothing_is_written_twice_and_what_is_missing_or_changed_is_written_agai
 
     assert write_city(output_dir=folder, settings=SETTINGS).up_to_date
     (folder / "raw" / "0902.tar").unlink()
-    with (folder / "raw" / "0903.tar").open("r+b") as handle:
-        handle.seek(2000)
-        handle.write(b"damaged")
+    (folder / "demo_truth" / "0903.parquet").unlink()
     assert not write_city(output_dir=folder, settings=SETTINGS).up_to_date
     assert digests(folder) == before
     assert (folder / "raw" / "0901.tar").stat().st_ino == untouched
+    other = Settings.model_validate({"global": {"seed": 1}, "demo": DEMO})
+    assert not write_city(output_dir=folder, settings=other).up_to_date
+    assert not set(digests(folder).values()) & set(before.values())
+
+
+@pytest.mark.parametrize("name", ["raw/0902.tar", f"drops/{DROP_NAME}", "demo_truth/0902.parquet"])
+def test_files_of_others_are_left_alone_and_nothing_is_drawn(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_bytes(b"a tar of the real data set")
+    with pytest.raises(InputError, match=f"{name}: .* would be overwritten; move it away"):
+        write_city(output_dir=tmp_path, settings=SETTINGS)
+    assert list(digests(tmp_path)) == [name]
+    assert (tmp_path / name).read_bytes() == b"a tar of the real data set"
+
+
+def test_a_tar_that_took_the_place_of_a_drawn_one_is_left_alone(city: tuple[Path, Report], tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(city[0], folder, copy_function=shutil.copy2)
+    tar = folder / "raw" / "0903.tar"
+    shutil.copyfile(folder / "raw" / "0901.tar", tar)
+    before = digests(folder)
+    with pytest.raises(InputError, match=r"0903\.tar: was not drawn by `demo-data`, or was changed since"):
+        write_city(output_dir=folder, settings=SETTINGS)
+    assert digests(folder) == before
+    tar.unlink()
+    write_city(output_dir=folder, settings=SETTINGS)
+    assert digests(folder) == digests(city[0])
+
+
+@pytest.mark.parametrize("at", ["tar", "drop"])
+@pytest.mark.parametrize("moment", ["before the record", "after the record"])
+def test_a_run_that_broke_off_at_its_record_is_drawn_again(
+    at: str, moment: str, city: tuple[Path, Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = DEMO.model_copy(update={"tars": 1, "drop_images": 3})
+    write_city(output_dir=tmp_path, settings=Settings.model_validate({"global": {"seed": 1}, "demo": few}))
+    record, broken = truth.record_artifact, "0901.parquet" if at == "tar" else DROP_NAME
+
+    def break_off(artifact: Path, *arguments: Any) -> None:
+        if artifact.name == broken and moment == "before the record":
+            raise KeyboardInterrupt
+        record(artifact, *arguments)
+        if artifact.name == broken:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(truth, "record_artifact", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        write_city(output_dir=tmp_path, settings=Settings(demo=few))
+    monkeypatch.undo()
+    write_city(output_dir=tmp_path, settings=Settings(demo=few))
+    assert digests(tmp_path)["raw/0901.tar"] == digests(city[0])["raw/0901.tar"]
+    assert write_city(output_dir=tmp_path, settings=Settings(demo=few)).up_to_date
 
 
 def test_more_tars_leave_the_first_ones_alone(city: tuple[Path, Report], tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from spatial_core.cli.app import app
-from spatial_core.cli.outputs import DataSetDir, OutputDir, OutputFile
+from spatial_core.cli.outputs import DataSetDir, OutputDir, OutputFile, ReplacedDir
 from spatial_core.cli.session import (
     STDOUT,
     ConfigOption,
@@ -70,7 +70,7 @@ def embed(
 @app.command()
 def merge(
     embeddings: Annotated[Path, typer.Option(help="Folder of *_embeddings.parquet files.")],
-    output: OutputDir,
+    output: ReplacedDir,
     config: ConfigOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
@@ -115,7 +115,7 @@ def train(
 def evaluate(
     merged: Annotated[Path, typer.Option(help="Folder with train, val and test parquet.")],
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint: .safetensors, or .pt of the earlier pipeline.")],
-    output: OutputDir,
+    output: ReplacedDir,
     difficulty: Annotated[Path | None, typer.Option(help="Difficulty parquet, for recall by band.")] = None,
     intermediates: Annotated[Path | None, typer.Option(help="Folder of NNNN.parquet, for thumbnails.")] = None,
     raw: Annotated[Path | None, typer.Option(help="Folder of raw tars, for thumbnails.")] = None,
@@ -141,7 +141,7 @@ def evaluate(
 @app.command()
 def publish(
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint of the projector.")],
-    output: OutputDir,
+    output: ReplacedDir,
     report: Annotated[Path | None, typer.Option(help="Folder of `spatial evaluate`, for the model card.")] = None,
     config: ConfigOption = None,
     set_: SetOption = None,

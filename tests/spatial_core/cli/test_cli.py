@@ -65,6 +65,11 @@ def test_every_stage_takes_the_common_options(command: str, tmp_path: Path) -> N
         (["difficulty", "--fingerprints", "f", "--output", "out"], 2, "let its name end in .parquet"),
         (["difficulty", "--fingerprints", "f", "--output", "."], 2, "is a folder"),
         (["pool-buildings", "--embeddings", "e", "--output", "out.csv"], 2, "let its name end in .parquet"),
+        (["merge", "--embeddings", "e", "--output", "."], 2, "the working folder lies there"),
+        (["evaluate", "--merged", "m", "--checkpoint", "c", "--output", "."], 2, "the working folder lies there"),
+        (["publish", "--checkpoint", "c", "--output", ".."], 2, "the working folder lies there"),
+        (["embed-new", "march.parquet", "--output", "."], 2, "the working folder lies there"),
+        (["ingest", "0901.tar", "--output", "."], 1, "0901.tar"),
         (["verify", "none"], 1, "none"),
     ],
 )

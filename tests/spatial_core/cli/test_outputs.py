@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from spatial_core.cli.outputs import data_set_folder, folder, parquet_file
+from spatial_core.cli.outputs import data_set_folder, folder, parquet_file, replaced_folder
 from spatial_core.errors import ConfigError
 
 
@@ -21,6 +21,20 @@ def test_files_are_no_folders(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="writes a folder"):
         folder(tmp_path / name)
+
+
+@pytest.mark.parametrize(("given", "meant"), [(".", "a/b"), ("..", "a"), ("../c/..", "a")])
+def test_a_folder_has_a_name(given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "c").mkdir()
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert folder(Path(given)) == tmp_path / meant
+    with pytest.raises(ConfigError, match="root of the file system"):
+        folder(Path("/"))
+    for refusing in (replaced_folder, data_set_folder):
+        with pytest.raises(ConfigError, match="the working folder lies there"):
+            refusing(Path(given))
+    assert replaced_folder(Path("../c")) == Path("../c")
 
 
 @pytest.mark.parametrize("there", [False, True])

@@ -22,6 +22,7 @@ from spatial_core.report import Progress, Report, silent
 from spatial_core.storage.atomic import atomic_directory, exclusive, write_json
 from spatial_core.storage.digests import digest_json
 from spatial_core.storage.provenance import Provenance, artifact_digest, finished, record_artifact, stage_key
+from spatial_core.storage.replaceable import require_replaceable
 
 STAGE = "evaluate"
 CODE_VERSION = "1"
@@ -47,7 +48,7 @@ def evaluate_projector(
     Args:
         merged_dir: folder of train.parquet, val.parquet and test.parquet.
         checkpoint: the head: `.safetensors`, its folder, or `.pt` of the earlier pipeline.
-        output_dir: the report folder; replaced as a whole.
+        output_dir: the report folder; replaced as a whole, so it may hold nothing but an earlier report.
         settings: `evaluation`, the seed, and the device.
         progress: called a few times a split.
         difficulty: difficulty table; default: that of the settings, when it exists.
@@ -59,7 +60,7 @@ def evaluate_projector(
         every metric, and metric_ci as [low, high].
 
     Raises:
-        InputError: if an input is missing.
+        InputError: if an input is missing, or `output_dir` holds other files.
         ArtifactError: if one is damaged.
         ModelError: if the head does not fit the features.
     """
@@ -80,6 +81,7 @@ def evaluate_projector(
         done = finished(output_dir, key)
         if done is not None and not _came_back(done, places):
             return done
+        require_replaceable(output_dir, STAGE, _proven(output_dir))
         evaluation = measure(places, head, settings, progress)
         provenance = Provenance(
             STAGE,
@@ -141,6 +143,15 @@ def _inputs(places: Places, head: Checkpoint) -> dict[str, str]:
     if places.difficulty is not None:
         inputs["difficulty"] = artifact_digest(places.difficulty)
     return inputs
+
+
+def _proven(folder: Path) -> set[str]:
+    """The names of a report, if the folder's figures say that they were measured here."""
+    try:
+        stage = json.loads((folder / METRICS_FILE).read_bytes())["provenance"]["stage"]
+    except (OSError, ValueError, KeyError, TypeError):  # no file, or one of another program
+        return set()
+    return {METRICS_FILE, PAGE_FILE, PICTURE_FILE, TABLE_FILE} if stage == STAGE else set()
 
 
 def _came_back(done: Report, places: Places) -> bool:

@@ -107,6 +107,11 @@ def dataset_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.parts") if output.is_file() else output
 
 
+def file_names(folder: Path) -> set[str]:
+    """Names, relative to a data set, of what belongs to it."""
+    return {STATE, REJECTS, *(f"{PARTS}/{part.name}" for part in (folder / PARTS).glob("rg*_rb*.parquet"))}
+
+
 def discard(folder: Path) -> None:
     """Remove a data set so that it is whole or gone at any moment: `exclusive` sweeps what a killed removal leaves."""
     doomed = folder.with_name(f".{folder.name.lstrip('.')}.discarded.partial")

@@ -45,7 +45,8 @@ def embed_parquet(
     Raises:
         ConfigError: if the folder holds a data set of something else, or files that are none.
         InputError: if the drop is not readable; parts before a damaged place are kept. If it has rows but none gives a
-            vector; they are listed all the same, and earlier results of a drop of that name stay.
+            vector; they are listed all the same, and earlier results of a drop of that name stay. If results that new
+            ones would replace have files of others among them.
         ModelError, DigestMismatch: if the model cannot be trusted, see `load_published`.
         ArtifactBusy: if another process writes this data set.
         Interrupted: if this process was asked to stop; finished parts are kept.

@@ -18,11 +18,12 @@ from typing import Any
 
 from spatial_core.config.settings import Settings
 from spatial_core.errors import ConfigError
-from spatial_core.inference.dataset import discard, read_state
+from spatial_core.inference.dataset import discard, file_names, read_state
 from spatial_core.inference.drop import Drop, open_drop
 from spatial_core.publishing.loading import model_digest
 from spatial_core.storage.digests import sha256_file
 from spatial_core.storage.provenance import stage_key
+from spatial_core.storage.replaceable import require_replaceable
 
 STAGE = "embed-new"
 CODE_VERSION = "1"
@@ -144,12 +145,14 @@ def choose_root(
 
     Raises:
         ConfigError: if the data set belongs to something else.
+        InputError: if it would make way for a new one, and files of others with it.
     """
     if state is None:
         return place, None, None
     renewed = _renewed(place, state, request)
     if not renewed:
         return place, state, None
+    require_replaceable(place, STAGE, file_names(place))
     if not state.get("finished"):
         discard(place)
         return place, None, f"{renewed} changed: what was done of the old is dropped"

@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub.utils import yaml_dump  # type: ignore[attr-defined]
 
-from spatial_core.errors import ArtifactError
+from spatial_core.errors import ArtifactError, InputError
 from spatial_core.publishing.golden import FLOAT32, REDUCED_PRECISION
 from spatial_core.publishing.licence import Licence
 from spatial_core.storage.provenance import artifact_digest
@@ -93,19 +93,22 @@ class CardFacts:
 
 
 def read_evaluation(report_dir: Path | None, weights_sha256: str) -> Evaluation:
-    """Figures of an evaluation report; empty when there is no report.
+    """Figures of an evaluation report; empty when none is named.
 
     Args:
-        report_dir: folder of the evaluation stage.
+        report_dir: folder of the evaluation stage, if there is one.
         weights_sha256: of the checkpoint the card is for.
 
     Raises:
+        InputError: if the folder, or the metrics in it, are not there.
         ArtifactError: if the metrics cannot be read, or are those of another checkpoint.
         DigestMismatch: if the report changed after it was made.
     """
-    if report_dir is None or not (report_dir / METRICS_FILE).is_file():
+    if report_dir is None:
         return Evaluation()
     path = report_dir / METRICS_FILE
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; the report for the model card is the folder that `evaluate` wrote")
     try:
         record = json.loads(path.read_bytes())
         rows = tuple(dict(row) for row in record["headline"] if {"split", "method"} <= set(row))

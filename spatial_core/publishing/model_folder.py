@@ -17,17 +17,18 @@ from spatial_core.backbones.loading import Backbone
 from spatial_core.backbones.model_source import ModelSource
 from spatial_core.backbones.seeded import PREFIX
 from spatial_core.config.settings import Settings
-from spatial_core.errors import ConfigError, ModelError
+from spatial_core.errors import ArtifactError, ConfigError, InputError, ModelError
 from spatial_core.metric_learning.checkpoint import Checkpoint, load_checkpoint
 from spatial_core.publishing import assembly
 from spatial_core.publishing.backbone_source import find_backbone, load_found
 from spatial_core.publishing.card import CardFacts, Evaluation, read_evaluation, render_card
 from spatial_core.publishing.hub import push_model
-from spatial_core.publishing.integrity import write_file_digests
+from spatial_core.publishing.integrity import MANIFEST, read_file_digests, write_file_digests
 from spatial_core.publishing.licence import Licence, choose_licence
 from spatial_core.report import Progress, Report, silent
 from spatial_core.storage.atomic import atomic_directory, exclusive
 from spatial_core.storage.provenance import Provenance, finished, record_artifact, stage_key
+from spatial_core.storage.replaceable import require_replaceable
 
 STAGE = "publish"
 CODE_VERSION = "1"
@@ -48,7 +49,7 @@ def publish_model(
     Args:
         checkpoint: of the head; its record names the backbone. One of the earlier pipeline, which names none, is
             taken to belong to the backbone of `[embedding_model]`.
-        output_dir: the folder; replaced as a whole.
+        output_dir: the folder; replaced as a whole, so it may hold nothing but an earlier model.
         settings: [publishing] and [embedding_model] matter here.
         progress: told about the steps.
         report_dir: folder of the evaluation stage; without one the card says that the model was not evaluated.
@@ -59,6 +60,7 @@ def publish_model(
     Raises:
         ModelError: if head and backbone do not fit, or the folder does not reproduce the golden vectors; nothing is
             published then.
+        InputError: if `output_dir` holds other files, or `report_dir` no metrics.
         ArtifactError: if the evaluation report is of another checkpoint.
         ConfigError: if a push is asked for that the backbone's licence or a missing token does not allow.
         HubError: if the push failed; the local folder stands.
@@ -68,6 +70,7 @@ def publish_model(
     with exclusive(output_dir):
         report = finished(output_dir, job.key)
         if report is None:
+            require_replaceable(output_dir, STAGE, _proven(output_dir))
             report = _write(output_dir, job, progress, started)
     if settings.publishing.repo_id is None:
         return report
@@ -173,6 +176,14 @@ def _write(output_dir: Path, job: _Job, progress: Progress, started: float) -> R
     record_artifact(output_dir, job.key, provenance, report)
     progress(_STEPS, _STEPS, "published")
     return report
+
+
+def _proven(folder: Path) -> set[str]:
+    """Names of the files that the folder's own manifest lists."""
+    try:
+        return {MANIFEST, *read_file_digests(folder)}
+    except (InputError, ArtifactError):  # no manifest, or one of another program
+        return set()
 
 
 def _open_to_readers(folder: Path) -> None:

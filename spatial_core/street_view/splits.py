@@ -26,8 +26,9 @@ from spatial_core.config.settings import Settings
 from spatial_core.errors import ArtifactError, InputError
 from spatial_core.report import Progress, Report, silent
 from spatial_core.storage.atomic import atomic_directory, exclusive, write_json
-from spatial_core.storage.parquet import parquet_sink
+from spatial_core.storage.parquet import parquet_sink, read_provenance
 from spatial_core.storage.provenance import Provenance, artifact_digest, finished, record_artifact, stage_key
+from spatial_core.storage.replaceable import require_replaceable
 from spatial_core.street_view import embedding_files as files
 from spatial_core.street_view.building_index import BuildingIndex, merge_indices
 from spatial_core.street_view.leakage import measure_leakage
@@ -78,7 +79,7 @@ def merge_splits(embeddings_dir: Path, output_dir: Path, settings: Settings, pro
     with exclusive(output_dir):
         if (done := finished(output_dir, key)) is not None:
             return done
-        _require_replaceable(output_dir)
+        require_replaceable(output_dir, STAGE, _proven(output_dir))
         total = sum(file.rows for file in inputs)
         indices = []
         with ThreadPoolExecutor(_THREADS, "index-file") as executor:
@@ -121,17 +122,18 @@ def merge_splits(embeddings_dir: Path, output_dir: Path, settings: Settings, pro
     return report
 
 
-def _require_replaceable(output_dir: Path) -> None:
-    """The folder is replaced as a whole, so it must hold nothing that this stage did not put there."""
-    if not output_dir.exists():
-        return
-    ours = {REPORT_NAME, *(f"{name}.parquet" for name in SPLITS)}
-    others = sorted(file.name for file in output_dir.iterdir() if file.name not in ours)
-    if others:
-        raise InputError(
-            f"{output_dir}: holds {others[0]} and would be replaced as a whole; name a folder that is empty, new, or "
-            "holds an earlier merge only"
-        )
+def _proven(folder: Path) -> set[str]:
+    """Names of the splits whose footer says that they come from here, and of the report that lies beside them."""
+    splits = {f"{name}.parquet" for name in SPLITS if _is_ours(folder / f"{name}.parquet")}
+    return splits | {REPORT_NAME} if splits else splits
+
+
+def _is_ours(file: Path) -> bool:
+    try:
+        provenance = read_provenance(file)
+    except InputError:  # missing, or no parquet: nothing that shows where it came from
+        return False
+    return provenance is not None and provenance.stage == STAGE
 
 
 def _origin(file: files.EmbeddingFile) -> dict[str, Any]:

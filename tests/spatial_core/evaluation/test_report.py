@@ -175,6 +175,20 @@ def test_the_same_inputs_give_the_same_bytes_and_no_work_twice(make_lake: Callab
     assert not evaluate(lake, first, settings_for(lake.root, gallery_queries=1)).up_to_date
 
 
+def test_only_an_earlier_report_is_replaced(make_lake: Callable[..., object]) -> None:
+    lake = make_lake({"train": 10, "val": 12, "test": 15})
+    with pytest.raises(InputError, match=r"raw: holds .*\.tar and would be replaced as a whole"):
+        evaluate(lake, lake.raw)
+    assert list(lake.raw.glob("*.tar"))
+    evaluate(lake, lake.root / "report")
+    moved = (lake.root / "report").rename(lake.root / "moved")
+    assert not evaluate(lake, moved, settings_for(lake.root, gallery_queries=1)).up_to_date
+    (moved / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds notes\.txt"):
+        evaluate(lake, moved)
+    assert (moved / "notes.txt").read_text() == "mine"
+
+
 def test_without_geometry_difficulty_history_and_tars(make_lake: Callable[..., object]) -> None:
     lake = make_lake({"train": 10, "val": 8, "test": 12}, geometry=False, pictures=False)
     lake.difficulty.unlink()

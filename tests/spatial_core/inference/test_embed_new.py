@@ -477,6 +477,19 @@ def test_folders_of_others_are_left_alone(tmp_path: Path, settings: Build) -> No
     assert (tmp_path / "out" / "thesis.tex").read_text() == "text"
 
 
+@pytest.mark.parametrize("name", ["thesis.tex", "parts/mine.parquet"])
+def test_new_data_does_not_replace_files_of_others(name: str, tmp_path: Path, settings: Build) -> None:
+    drop = write_drop(tmp_path / "d.parquet", jpegs(2), [1, 2])
+    root = tmp_path / "out"
+    embed_parquet(drop, root, settings())
+    (root / name).write_text("mine")
+    write_drop(drop, jpegs(3, seed=9), [7, 8, 9])
+    with pytest.raises(InputError, match=f"holds {name} and would be replaced"):
+        embed_parquet(drop, root, settings())
+    (root / name).unlink()
+    assert embed_parquet(drop, root, settings()).rows == 3
+
+
 def test_damaged_part_is_made_again(tmp_path: Path, settings: Build) -> None:
     drop = write_drop(tmp_path / "d.parquet", jpegs(30), list(range(30)))
     root = tmp_path / "out"

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from spatial_core.backbones.loading import load_backbone
 from spatial_core.config.settings import Settings
-from spatial_core.errors import ArtifactError, ConfigError, ModelError
+from spatial_core.errors import ArtifactError, ConfigError, InputError, ModelError
 from spatial_core.images.decode import decode_jpeg
 from spatial_core.metric_learning.checkpoint import Backbone, Checkpoint, load_checkpoint, save_checkpoint
 from spatial_core.metric_learning.projector import Projector, ProjectorConfig
@@ -200,6 +200,33 @@ def test_report_of_another_checkpoint_is_refused(checkpoint: Path, settings: Set
     (report_dir / "metrics.json").write_text("{}")
     with pytest.raises(ArtifactError, match="not a report of stage 'evaluate'"):
         publish_model(checkpoint, tmp_path / "m", settings, report_dir=report_dir)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_report_that_is_named_must_have_figures(
+    there: bool, checkpoint: Path, settings: Settings, tmp_path: Path
+) -> None:
+    if there:
+        (tmp_path / "report").mkdir()
+    with pytest.raises(InputError, match=r"report/metrics\.json: no such file"):
+        publish_model(checkpoint, tmp_path / "m", settings, report_dir=tmp_path / "report")
+    assert not (tmp_path / "m").exists()
+
+
+def test_only_an_earlier_model_is_replaced(checkpoint: Path, settings: Settings, tmp_path: Path) -> None:
+    code = tmp_path / "code"
+    code.mkdir()
+    (code / "README.md").write_text("mine")
+    with pytest.raises(InputError, match=r"code: holds README\.md and would be replaced as a whole"):
+        publish_model(checkpoint, code, settings)
+    assert (code / "README.md").read_text() == "mine"
+    publish_model(checkpoint, tmp_path / "m", settings)
+    moved = (tmp_path / "m").rename(tmp_path / "moved")
+    assert not publish_model(checkpoint, moved, settings).up_to_date
+    (moved / "golden" / "mine.jpg").write_bytes(b"mine")
+    with pytest.raises(InputError, match=r"holds golden/mine\.jpg"):
+        publish_model(checkpoint, moved, settings)
+    assert (moved / "golden" / "mine.jpg").read_bytes() == b"mine"
 
 
 def test_dinov3_card_names_its_licence_and_ships_its_text(backbones: Backbones, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from spatial_core.report import Report
 from spatial_core.storage.atomic import exclusive
 from spatial_core.storage.digests import sha256_file
 from spatial_core.storage.parquet import parquet_sink, read_provenance, vectors_to_arrow, vectors_to_numpy
-from spatial_core.storage.provenance import Provenance, verify_artifact
+from spatial_core.storage.provenance import Provenance, manifest_path, verify_artifact
 from spatial_core.street_view import splits
 from spatial_core.street_view.split_assignment import SPLITS, assign_splits
 from spatial_core.street_view.splits import merge_splits
@@ -441,6 +441,27 @@ def test_a_folder_with_other_files_is_never_replaced(shards: Path, tmp_path: Pat
         merge_splits(shards, shards, settings())
     assert (out / "thesis.tex").read_text() == "years of work"
     assert len(list(shards.glob("*.parquet"))) == 3
+
+
+def test_files_of_others_under_the_same_names_are_not_replaced(shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    pq.write_table(pa.table({"label": [1]}), out / "train.parquet")
+    with pytest.raises(InputError, match=r"train\.parquet and would be replaced"):
+        merge_splits(shards, out, settings())
+    assert pq.read_table(out / "train.parquet").to_pylist() == [{"label": 1}]
+
+
+@pytest.mark.parametrize("lost", ["manifest", "bytes"])
+def test_an_earlier_merge_is_replaced(lost: str, shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    merge_splits(shards, out, settings())
+    if lost == "manifest":
+        manifest_path(out).unlink()
+    else:
+        (out / "train.parquet").write_bytes(b"damaged")
+    assert not merge_splits(shards, out, settings(train_ratio=0.6, val_ratio=0.2, test_ratio=0.2)).up_to_date
+    verify_artifact(out)
 
 
 def test_a_second_writer_fails_cleanly(shards: Path, tmp_path: Path) -> None:

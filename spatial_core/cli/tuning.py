@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 from spatial_core.cli.app import app
+from spatial_core.cli.outputs import folder
 from spatial_core.cli.session import ConfigOption, JsonOption, SetOption, execute, read_settings
 
 Merged = Annotated[Path, typer.Option(help="Folder with train, val and test parquet.")]
 Difficulty = Annotated[Path, typer.Option(help="Difficulty parquet.")]
-StudyDir = Annotated[Path, typer.Option("--output", "-o", help="Folder of the study: study.json, study.html, trials/.")]
+StudyDir = Annotated[
+    Path, typer.Option("--output", "-o", callback=folder, help="Folder of the study: study.json, study.html, trials/.")
+]
 _FILE_HELP = "File of mode 0600 that holds the URL of the study database."
 
 

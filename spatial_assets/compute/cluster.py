@@ -15,8 +15,8 @@ from spatial_assets.compute.accounting import job_metadata
 from spatial_assets.compute.base import Outcome, Work
 from spatial_core.cluster.building import ready_python
 from spatial_core.cluster.engine import Engine
-from spatial_core.cluster.identity import identity
-from spatial_core.cluster.ledger import Ledger, SubmissionRecord, TaskRecord
+from spatial_core.cluster.identity import destination, identity
+from spatial_core.cluster.ledger import Ledger, SubmissionRecord
 from spatial_core.cluster.made import MadeBefore
 from spatial_core.cluster.scheduler import Scheduler
 from spatial_core.cluster.transport import transport_for
@@ -46,7 +46,9 @@ class ClusterJobs:
             if (report := made.find(key, asked[key])) is not None:
                 del missing[key]
                 yield Outcome(key, report)
-        left = {task.key for task in ledger.others(work.asset, asked) if _ended(context, task)}
+        destinations = {key: destination(call) for key, call in work.calls.items()}
+        outdated = ledger.outdated(work.asset, asked, destinations)
+        left = {task.key for task in outdated if has_ended(context, task.submission.run_id)}
         for key, artifact in _written_by_others(work, missing.keys() - on_their_way.keys() - left):
             del missing[key]
             yield Outcome(key, error=busy(artifact))
@@ -66,10 +68,10 @@ def _written_by_others(work: Work, keys: Iterable[str]) -> list[tuple[str, Path]
     return [(key, path) for key, path in sorted(paths.items()) if in_other_hands(path)]
 
 
-def _ended(context: dg.AssetExecutionContext, task: TaskRecord) -> bool:
-    """Whether the run that looked after a task is no more."""
-    run = context.instance.get_run_by_id(task.submission.run_id)
-    return run is None or run.is_finished
+def has_ended(context: dg.AssetExecutionContext, run_id: str) -> bool:
+    """Whether a run is known to have ended; one of another Dagster is not known."""
+    run = context.instance.get_run_by_id(run_id)
+    return run is not None and run.is_finished
 
 
 def one_or_many(calls: Mapping[str, StageCall]) -> SingleJob | JobArray:
@@ -119,6 +121,10 @@ class Follower:
         """Whether another run still follows the jobs it submitted."""
         run = self._context.instance.get_run_by_id(run_id)
         return run is not None and not run.is_finished
+
+    def has_ended(self, run_id: str) -> bool:
+        """Whether another run is known to have ended."""
+        return has_ended(self._context, run_id)
 
     def submitted(self, submission: SubmissionRecord, *, attached: bool) -> None:
         """A job was submitted, or found to be on its way."""

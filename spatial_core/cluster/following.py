@@ -31,6 +31,10 @@ class Observer(Protocol):
         """Whether another run still follows the jobs it submitted."""
         ...
 
+    def has_ended(self, run_id: str) -> bool:
+        """Whether another run is known to have ended; one of another Dagster is not known."""
+        ...
+
 
 @dataclass(frozen=True)
 class Done:

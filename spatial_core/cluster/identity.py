@@ -22,6 +22,11 @@ def identity(asset: str, key: str, call: StageCall) -> str:
     return digest_json([asset, key, call.stage, stage.code_version, share, inputs])
 
 
+def destination(call: StageCall) -> str:
+    """Where a request is to leave what it makes; requests with different ones do not get in each other's way."""
+    return " ".join(value for name, value in sorted(call.arguments.items()) if name in _OUTPUTS)
+
+
 def _state(path: Path) -> Any:
     manifest = read_manifest(path)
     if manifest is not None:

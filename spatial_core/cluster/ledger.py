@@ -41,6 +41,7 @@ class SubmissionRecord:
         at: when, seconds since the epoch.
         job: job id; None while it is not known whether sbatch took it.
         settled: places of the tasks that nobody needs to look at any more.
+        destinations: where the requests leave what they make, in the same order.
     """
 
     name: str
@@ -52,6 +53,7 @@ class SubmissionRecord:
     at: float
     job: str | None = None
     settled: tuple[int, ...] = ()
+    destinations: tuple[str, ...] = ()
 
     @property
     def open_tasks(self) -> list[TaskRecord]:
@@ -107,14 +109,20 @@ class Ledger:
         }
         return {key: sent[identity] for key, identity in identities.items() if identity in sent}
 
-    def others(self, asset: str, identities: Mapping[str, str]) -> list[TaskRecord]:
-        """Open tasks of an asset for the same partition keys, but other requests: inputs or settings differ."""
+    def outdated(self, asset: str, identities: Mapping[str, str], destinations: Mapping[str, str]) -> list[TaskRecord]:
+        """Open tasks of an asset that make the same artifacts from inputs or settings of another time.
+
+        Args:
+            asset: its name.
+            identities, destinations: partition key -> identity and destination of the request of now.
+        """
         return [
             task
             for submission in self.submissions()
             if submission.asset == asset
             for task in submission.open_tasks
             if identities.get(task.key) not in {None, submission.identities[task.index]}
+            and destinations[task.key] == submission.destinations[task.index]
         ]
 
     def submissions(self) -> list[SubmissionRecord]:
@@ -130,7 +138,7 @@ class Ledger:
         path = self._file(name)
         try:
             record = json.loads(path.read_text())
-            texts = {field: tuple(record[field]) for field in ("keys", "identities", "settled")}
+            texts = {field: tuple(record[field]) for field in ("keys", "identities", "settled", "destinations")}
             return SubmissionRecord(**{**record, **texts})
         except FileNotFoundError:
             return None

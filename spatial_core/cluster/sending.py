@@ -14,7 +14,7 @@ from pathlib import Path
 
 from spatial_core.cluster.ending import TERMINAL
 from spatial_core.cluster.following import Observer
-from spatial_core.cluster.identity import identity
+from spatial_core.cluster.identity import destination, identity
 from spatial_core.cluster.ledger import Ledger, SubmissionRecord, TaskRecord, now
 from spatial_core.cluster.resources import Resources
 from spatial_core.cluster.scheduler import Look, Scheduler, UnclearSubmission
@@ -92,7 +92,7 @@ class Sender:
         identities = {key: identity(self._asset, key, call) for key, call in calls.items()}
         sent = Sent()
         with self._ledger.sending():
-            self._end_outdated(identities)
+            self._end_outdated(identities, {key: destination(call) for key, call in calls.items()})
             for record, tasks in self._on_their_way(identities):
                 followed = self._taken_over(record)
                 sent.tasks.update((task.key, TaskRecord(followed, task.index)) for task in tasks)
@@ -142,6 +142,7 @@ class Sender:
         record = SubmissionRecord(
             name, self._asset, submission.folder, self._run_id, submission.keys,
             tuple(identities[key] for key in submission.keys), now(),
+            destinations=tuple(destination(calls[key]) for key in submission.keys),
         )  # fmt: skip
         self._ledger.intend(record)
         try:
@@ -194,11 +195,11 @@ class Sender:
             return now() - task.submission.at < self._settings.compute.vanished_after_s
         return accounted.state == "COMPLETED" or accounted.state not in TERMINAL
 
-    def _end_outdated(self, identities: Mapping[str, str]) -> None:
+    def _end_outdated(self, identities: Mapping[str, str], destinations: Mapping[str, str]) -> None:
         """Cancel what a run that has ended left on the cluster for these keys, with inputs or settings of then."""
         outdated: dict[str, list[TaskRecord]] = {}
-        for task in self._ledger.others(self._asset, identities):
-            if not self._observer.in_progress(task.submission.run_id):
+        for task in self._ledger.outdated(self._asset, identities, destinations):
+            if self._observer.has_ended(task.submission.run_id):
                 outdated.setdefault(task.submission.name, []).append(task)
         for tasks in outdated.values():
             record = self._with_job(tasks[0].submission)

@@ -19,6 +19,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -85,18 +86,22 @@ def ingest_tar(tar: Path, output_dir: Path, settings: Settings, progress: Progre
     try:
         before = os.fstat(fd)
         key = _key(config, tar.name, before.st_size, before.st_mtime_ns)
-        with exclusive(artifact), exclusive(rejects_file):
+        with exclusive(artifact), exclusive(rejects_file), ExitStack() as stack:
             done = finished(artifact, key)
             if done is not None and _intact(rejects_file, done):
                 return done
             if (same := _written_again(fd, tar, artifact, config, progress)) is not None:
                 return renew_manifest(artifact, key, {"tar": same})
             start = time.monotonic()
+            # What an earlier tar of this name gave stays as it is, with its own rejects, until this one proves good.
+            listing = refused_file if artifact.exists() else rejects_file
+            if listing == refused_file:
+                stack.enter_context(exclusive(refused_file))
             # The rejects are published before the rows and the manifest last: killed in between, the stage reruns.
             with parquet_sink(artifact, schemas.INTERMEDIATES) as row_writer:
                 # Swept by `exclusive` if left behind.
                 overflow = working_path(artifact.with_name(f".{artifact.name}.waiting.partial"))
-                with parquet_sink(refused_file, schemas.REJECTS) as reject_writer, WaitingHalves(overflow) as waiting:
+                with parquet_sink(listing, schemas.REJECTS) as reject_writer, WaitingHalves(overflow) as waiting:
                     size = settings.process_tar.row_group_size
                     rows = TableBuffer(row_writer, schemas.INTERMEDIATES, size)
                     rejects = TableBuffer(reject_writer, schemas.REJECTS, size)
@@ -107,10 +112,9 @@ def ingest_tar(tar: Path, output_dir: Path, settings: Settings, progress: Progre
                     provenance = Provenance(STAGE, CODE_VERSION, settings.digest, config, {"tar": reading.sha256})
                     reject_writer.add_key_value_metadata({FOOTER_KEY: provenance.to_json()})
                 tally = pairing.tally
-                # An earlier tar of this name stays as it was made, with its own rejects.
-                listed = refused_file if artifact.exists() and not tally.pairs else refused_file.replace(rejects_file)
                 if not tally.pairs:
-                    raise _no_pair(tar, tally.rejected, listed)
+                    raise _no_pair(tar, tally.rejected, listing)
+                listing.replace(rejects_file)
                 row_writer.add_key_value_metadata({FOOTER_KEY: provenance.to_json()})
             seconds = time.monotonic() - start
             report = Report(

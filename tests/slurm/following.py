@@ -43,6 +43,9 @@ class Watcher:
     def in_progress(self, run_id: str) -> bool:
         return False
 
+    def has_ended(self, run_id: str) -> bool:
+        return False
+
     @property
     def text(self) -> str:
         return "\n".join(self.lines)

@@ -48,6 +48,9 @@ class Journal:
         """Runs are named after the process that is one."""
         return Path(f"/proc/{run_id.rpartition('-')[2]}").exists()
 
+    def has_ended(self, run_id: str) -> bool:
+        return not self.in_progress(run_id)
+
 
 def main(config: str, run: str, log: str, keys: list[str]) -> int:
     """Ask until every key has an artifact."""

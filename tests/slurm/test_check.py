@@ -198,12 +198,12 @@ def test_jobs_that_no_node_can_run(check: Check) -> None:
         "fingerprints": "compute.resources.fingerprints.time_limit",
         "hf_model": "compute.resources.hf_model.cpus",
         "backbone_embeddings": "compute.resources.backbone_embeddings.gpus",
-        "building_embeddings": "compute.resources.building_embeddings",
+        "building_embeddings": "compute.resources.building_embeddings.constraint",
     }
     assert sorted(failed(found)) == sorted(f"resources {asset}" for asset in wrong)
     for asset, key in wrong.items():
         remedy = found[f"resources {asset}"].remedy
-        assert remedy is not None and f"lower {key}," in remedy
+        assert remedy is not None and f"{'change' if 'constraint' in key else 'lower'} {key}," in remedy
     assert "Invalid feature" in found["resources building_embeddings"].text
     assert "for at most 24 h" in str(found["resources fingerprints"].remedy)
 

@@ -232,6 +232,9 @@ class Recorder:
     def in_progress(self, run_id: str) -> bool:
         return run_id in self.running
 
+    def has_ended(self, run_id: str) -> bool:
+        return run_id not in self.running
+
     def text(self, level: int = 0) -> str:
         return "\n".join(line for at, line in self.lines if at >= level)
 

@@ -73,6 +73,17 @@ def test_jobs_of_a_dead_run_for_other_settings_are_ended_and_accounted_for(bench
     assert sorted(states) == (["COMPLETED"] if alive else ["CANCELLED", "COMPLETED"])
 
 
+def test_jobs_for_another_lake_are_let_be(bench: Bench) -> None:
+    bench.abandon("0201", run_id="dead")
+    arguments = bench.calls("0201")["0201"].arguments | {"output_dir": str(bench.folder / "elsewhere")}
+    calls = {"0201": StageCall("ingest", arguments, bench.settings())}
+    bench.cluster.step(lambda: bench.succeed("0201"))
+    (done,) = bench.engine(run_id="run-2").run(calls)
+    assert done.report is not None
+    assert bench.cluster.cancelled == []
+    assert len(ledger(bench).submissions()) == 1
+
+
 def test_a_dead_runs_jobs_are_taken_over(bench: Bench) -> None:
     bench.abandon("0201", "0202", run_id="dead")
     observer = Recorder()
